@@ -1,0 +1,1 @@
+"""What executes a bundle's graphs: the protocol and its implementations."""

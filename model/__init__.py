@@ -1,0 +1,1 @@
+"""The Transformer in PyTorch: architecture, tokenizer, data, training, checkpoints and the reference decoder."""

@@ -1,0 +1,1 @@
+"""Training: recipe, trainer, validation, log and plot."""
