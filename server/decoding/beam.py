@@ -1,0 +1,86 @@
+"""Beam search with a length penalty."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from export.runners.protocol import FloatArray, IntArray
+from server.decoding.search import Continuations, SearchError, length_penalty
+from server.decoding.sequence import FinishReason, Hypothesis, SearchOptions
+
+
+class BeamSearch:
+    """Keeps the best ``beam_size`` running hypotheses and a pool of as many finished ones.
+
+    Source: Wu et al. 2016, section 7; it ends as Hugging Face generate() does with ``early_stopping=False``.
+    """
+
+    def __init__(self, options: SearchOptions, *, end_id: int) -> None:
+        """Start with one running hypothesis, empty."""
+        self.rows = options.beam_size
+        self._options = options
+        self._end_id = end_id
+        self._step = 0
+        self._running: list[tuple[int, ...]] = [()]
+        self._sums = np.zeros(1)
+        self._pool: list[tuple[float, Hypothesis]] = []
+
+    @property
+    def candidates_needed(self) -> int:
+        """One more than the beam: at most one candidate of each row is its end token."""
+        return self.rows + 1
+
+    def advance(self, ids: IntArray, log_probs: FloatArray | None) -> Continuations:
+        """Take the best continuations of all running hypotheses, as ``Search.advance`` says."""
+        assert log_probs is not None, "beam search needs log-probs"
+        self._step += 1
+        # In float64, so that a sum of float32 log-probs does not depend on the length of what came before.
+        sums = (self._sums[:, None] + log_probs).ravel()
+        tokens = ids.ravel()
+        if self._step - 1 < self._options.min_output_tokens:
+            sums[tokens == self._end_id] = -np.inf
+        # Stable: on a tie the earlier hypothesis comes first, then its better-ranked token.
+        order = np.argsort(-sums, kind="stable")[: 2 * self.rows]
+        order = order[sums[order] > -np.inf]
+        if not order.size:
+            raise SearchError("no candidate may be chosen: every log-prob is -inf or not a number")
+        ranked = zip((order // ids.shape[1]).tolist(), tokens[order].tolist(), sums[order].tolist(), strict=True)
+        return self._walk(list(ranked))
+
+    def _walk(self, ranked: list[tuple[int, int, float]]) -> Continuations:
+        """Finish or continue candidates (parent, token, sum), best first."""
+        last_step = self._step == self._options.max_output_tokens
+        going_on: list[tuple[int, int, float]] = []
+        for rank, (parent, token, total) in enumerate(ranked):
+            if token == self._end_id:
+                if rank < self.rows:
+                    self._finish(self._running[parent], total, FinishReason.END_TOKEN)
+            elif last_step:
+                if rank < self.rows:
+                    self._finish((*self._running[parent], token), total, FinishReason.MAX_TOKENS)
+            elif len(going_on) < self.rows:
+                going_on.append((parent, token, total))
+        if not going_on or self._nothing_better(going_on[0][2]):
+            return Continuations((), ())
+        parents, tokens, totals = zip(*going_on, strict=True)
+        self._running = [(*self._running[parent], token) for parent, token, _ in going_on]
+        self._sums = np.array(totals)
+        return Continuations(parents, tokens)
+
+    def _finish(self, tokens: tuple[int, ...], total: float, reason: FinishReason) -> None:
+        score = total / length_penalty(self._options, self._step)
+        self._pool.append((score, Hypothesis(tokens, score, reason)))
+        # A stable sort: on a tie the one that finished earlier stays ahead.
+        self._pool.sort(key=lambda finished: -finished[0])
+        del self._pool[self.rows :]
+
+    def _nothing_better(self, best_running_sum: float) -> bool:
+        """Whether the best running hypothesis, were it to end now, could not enter the full pool."""
+        worst = self._pool[-1][0] if len(self._pool) == self.rows else -math.inf
+        return best_running_sum / length_penalty(self._options, self._step) <= worst
+
+    def hypotheses(self) -> tuple[Hypothesis, ...]:
+        """The best ``num_hypotheses`` of the pool."""
+        return tuple(hypothesis for _, hypothesis in self._pool[: self._options.num_hypotheses])

@@ -1,0 +1,54 @@
+"""Greedy search: the best token of every step."""
+
+from __future__ import annotations
+
+from export.runners.protocol import FloatArray, IntArray
+from server.decoding.search import Continuations, SearchError
+from server.decoding.sequence import FinishReason, Hypothesis, SearchOptions
+
+
+class GreedySearch:
+    """Keeps one hypothesis; every token is final as soon as it is chosen."""
+
+    rows = 1
+
+    def __init__(self, options: SearchOptions, *, end_id: int) -> None:
+        """Start with an empty output."""
+        self._options = options
+        self._end_id = end_id
+        self._tokens: list[int] = []
+        self._log_prob = 0.0
+        self._finish_reason: FinishReason | None = None
+
+    @property
+    def candidates_needed(self) -> int:
+        """The runner-up too while the end token is barred; log-probs only where a score is asked for."""
+        return 2 if self._end_barred else int(self._options.return_scores)
+
+    @property
+    def _end_barred(self) -> bool:
+        return len(self._tokens) < self._options.min_output_tokens
+
+    def advance(self, ids: IntArray, log_probs: FloatArray | None) -> Continuations:
+        """Append the best token that may be chosen, as ``Search.advance`` says."""
+        rank = 1 if self._end_barred and ids[0, 0] == self._end_id else 0
+        token = int(ids[0, rank])
+        if log_probs is not None:
+            log_prob = float(log_probs[0, rank])
+            if not log_prob > float("-inf"):
+                raise SearchError(f"log-prob of the best token: got {log_prob}, wanted a finite number")
+            self._log_prob += log_prob
+        if token == self._end_id:
+            self._finish_reason = FinishReason.END_TOKEN
+            return Continuations((), ())
+        self._tokens.append(token)
+        if len(self._tokens) == self._options.max_output_tokens:
+            self._finish_reason = FinishReason.MAX_TOKENS
+            return Continuations((), (), final=(token,))
+        return Continuations((0,), (token,), final=(token,))
+
+    def hypotheses(self) -> tuple[Hypothesis, ...]:
+        """The one output; its score is the plain sum of log-probs."""
+        assert self._finish_reason is not None, "asked before the search ended"
+        score = self._log_prob if self._options.return_scores else None
+        return (Hypothesis(tuple(self._tokens), score, self._finish_reason),)
