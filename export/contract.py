@@ -1,0 +1,182 @@
+"""Graph contract: name, dtype and shape of every tensor that crosses a graph's or a runner's edge.
+
+A shape is written in words (``rows``, ``src_len``) where it is known only at run time, in numbers where the model
+decides it. The graphs are built from these specs and the runners check against them, so that the words cannot rot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from export.runners.protocol import ShapeError
+
+VOCAB_BLOCK = 128
+"""The vocabulary of the logits is padded to a multiple of this, so that heads work in whole blocks."""
+
+GRAPH_NAMES = ("encoder", "step", "argmax", "top_k")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDimensions:
+    """The sizes that decide the shape of every tensor.
+
+    Attributes:
+        encoder_layers: layers of the encoder.
+        decoder_layers: layers of the decoder.
+        heads: attention heads.
+        head_dim: width of one head.
+        d_model: width of the model.
+        source_vocab: tokens of the source vocabulary.
+        target_vocab: tokens of the target vocabulary.
+        max_positions: positions the model has an embedding for.
+    """
+
+    encoder_layers: int
+    decoder_layers: int
+    heads: int
+    head_dim: int
+    d_model: int
+    source_vocab: int
+    target_vocab: int
+    max_positions: int
+
+    @property
+    def padded_target_vocab(self) -> int:
+        """Width of the logits: ``target_vocab`` rounded up to whole blocks."""
+        return -(-self.target_vocab // VOCAB_BLOCK) * VOCAB_BLOCK
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of the contract.
+
+    Attributes:
+        name: as the graph or the runner's method names it.
+        dtype: numpy dtype.
+        shape: a number where the model decides it, a word where the call does.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str, ...]
+
+    def check(self, array: object, sizes: Mapping[str, int] | None = None) -> None:
+        """Hold ``array`` against this spec.
+
+        Args:
+            array: what the caller gave.
+            sizes: values of the words that are already known; a word that is not in it fits any size.
+
+        Raises:
+            ShapeError: dtype or shape differ; the message names got and wanted.
+        """
+        wanted = (
+            self.shape
+            if sizes is None
+            else tuple(sizes.get(size, size) if isinstance(size, str) else size for size in self.shape)
+        )
+        if not isinstance(array, np.ndarray) or array.dtype != self.dtype or array.ndim != len(wanted):
+            raise ShapeError(self._complaint(array, wanted))
+        for got, want in zip(array.shape, wanted, strict=True):
+            if got != want and not isinstance(want, str):
+                raise ShapeError(self._complaint(array, wanted))
+
+    def _complaint(self, array: object, wanted: tuple[int | str, ...]) -> str:
+        shape = f"[{', '.join(map(str, wanted))}]"
+        if not isinstance(array, np.ndarray):
+            return f"{self.name}: got {type(array).__name__}, wanted array {self.dtype} {shape}"
+        return f"{self.name}: got {array.dtype} {list(array.shape)}, wanted {self.dtype} {shape}"
+
+
+@dataclass(frozen=True)
+class GraphContract:
+    """Inputs and outputs of one graph, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def _spec(name: str, dtype: type[np.generic], *shape: int | str) -> TensorSpec:
+    return TensorSpec(name, np.dtype(dtype), shape)
+
+
+def cache_names(prefix: str, layers: int) -> tuple[str, ...]:
+    """Names of one kind of cache in buffer order: ``<prefix>_key_0``, ``<prefix>_value_0``, ``<prefix>_key_1`` ..."""
+    return tuple(f"{prefix}_{part}_{layer}" for layer in range(layers) for part in ("key", "value"))
+
+
+def encoder_contract(dimensions: ModelDimensions) -> GraphContract:
+    """Sources to every decoder layer's cross-attention keys and values."""
+    cache = ("batch", dimensions.heads, "src_len", dimensions.head_dim)
+    return GraphContract(
+        inputs=(_spec("tokens", np.int64, "batch", "src_len"), _spec("lengths", np.int32, "batch")),
+        outputs=tuple(_spec(name, np.float32, *cache) for name in cache_names("cross", dimensions.decoder_layers)),
+    )
+
+
+def step_contract(dimensions: ModelDimensions) -> GraphContract:
+    """One token per row to logits. Each ``present_*`` is bound to the buffer of its ``past_*``: updated in place.
+
+    ``cross_*`` is read and written alike (``cross_present_*``): a step writes back what already stands there.
+    """
+    layers = dimensions.decoder_layers
+    own = ("rows", dimensions.heads, "capacity", dimensions.head_dim)
+    cross = ("rows", dimensions.heads, "src_capacity", dimensions.head_dim)
+    return GraphContract(
+        inputs=(
+            _spec("tokens", np.int64, "rows"),
+            _spec("positions", np.int64, "rows"),
+            _spec("source_lengths", np.int32, "rows"),
+            _spec("longest_target", np.int32, 1),
+            _spec("longest_source", np.int32, 1),
+            *(_spec(name, np.float32, *own) for name in cache_names("past", layers)),
+            *(_spec(name, np.float32, *cross) for name in cache_names("cross", layers)),
+        ),
+        outputs=(
+            _spec("logits", np.float32, "rows", dimensions.padded_target_vocab),
+            *(_spec(name, np.float32, *own) for name in cache_names("present", layers)),
+            *(_spec(name, np.float32, *cross) for name in cache_names("cross_present", layers)),
+        ),
+    )
+
+
+def argmax_contract(dimensions: ModelDimensions) -> GraphContract:
+    """Logits to the best selectable token of each row."""
+    return GraphContract(
+        inputs=(_spec("logits", np.float32, "rows", dimensions.padded_target_vocab),),
+        outputs=(_spec("ids", np.int64, "rows"),),
+    )
+
+
+def top_k_contract(dimensions: ModelDimensions) -> GraphContract:
+    """Logits to the ``k`` best selectable tokens of each row, with log-probs."""
+    return GraphContract(
+        inputs=(
+            _spec("logits", np.float32, "rows", dimensions.padded_target_vocab),
+            _spec("k", np.int64, 1),
+        ),
+        outputs=(_spec("ids", np.int64, "rows", "k"), _spec("log_probs", np.float32, "rows", "k")),
+    )
+
+
+def graph_contracts(dimensions: ModelDimensions) -> dict[str, GraphContract]:
+    """The contract of every graph of a bundle, by graph name."""
+    return {
+        "encoder": encoder_contract(dimensions),
+        "step": step_contract(dimensions),
+        "argmax": argmax_contract(dimensions),
+        "top_k": top_k_contract(dimensions),
+    }
+
+
+# Edge of a runner: arguments of Runner.encode and Runner.step.
+SOURCES = _spec("sources", np.int64, "batch", "src_len")
+LENGTHS = _spec("lengths", np.int64, "batch")
+ROWS = _spec("rows", np.int64, "batch")
+TOKENS = _spec("tokens", np.int64, "rows")
+POSITIONS = _spec("positions", np.int64, "rows")
+PARENTS = _spec("parents", np.int64, "rows")
