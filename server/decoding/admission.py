@@ -1,0 +1,123 @@
+"""Why the decode loop may refuse work, and the estimate behind it.
+
+Refused
+├── QueueFull
+├── LoopClosed
+└── DeadlineUnmeetable
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+
+from export.runners.protocol import RunnerLimits
+from server.decoding.sequence import Sequence
+
+DEFAULT_RETRY_AFTER_S = 1.0
+"""What a refused caller is told to wait while nothing better is known."""
+
+
+class Refused(Exception):  # noqa: N818 - no error, an answer
+    """The decode loop does not take this work now.
+
+    Attributes:
+        retry_after_s: when it may be worth another try, in seconds from now.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        """Say why and for how long."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(Refused):
+    """More sequences would wait than the queue holds."""
+
+
+class LoopClosed(Refused):
+    """The loop finishes what it has and takes nothing new."""
+
+
+class DeadlineUnmeetable(Refused):
+    """A deadline would pass before the sequence got its turn."""
+
+
+class ThroughputEstimate:
+    """How fast rows become free, as an average over the last rounds; knows nothing until all rows were used once."""
+
+    _KEPT_PER_ROUND = 0.99  # about the last hundred rounds count
+
+    def __init__(self, *, max_rows: int) -> None:
+        """Begin knowing nothing."""
+        self._max_rows = max_rows
+        self._freed_ever = 0
+        self._freed = 0.0
+        self._seconds = 0.0
+
+    def round_ended(self, *, freed_rows: int, seconds: float) -> None:
+        """Count a round that took ``seconds`` and whose finished sequences had reserved ``freed_rows``."""
+        self._freed_ever += freed_rows
+        self._freed = self._KEPT_PER_ROUND * self._freed + freed_rows
+        self._seconds = self._KEPT_PER_ROUND * self._seconds + seconds
+
+    def seconds_until_free(self, rows: int) -> float | None:
+        """Time until ``rows`` more rows have become free; None while it cannot be told."""
+        if rows <= 0:
+            return 0.0
+        if self._freed_ever < self._max_rows or self._freed <= 0.0:
+            return None
+        return rows * self._seconds / self._freed
+
+
+class Admission:
+    """Decides whether new sequences may join the queue."""
+
+    def __init__(self, *, max_queue: int, max_rows: int) -> None:
+        """Arguments as ``DecodeLoop`` takes them."""
+        self.throughput = ThroughputEstimate(max_rows=max_rows)
+        self._max_queue = max_queue
+
+    def check(self, sequences: Items[Sequence], *, waiting: Items[Sequence], free_rows: int, now: float) -> None:
+        """Refuse ``sequences`` where they do not all fit, or one would not get its turn in time.
+
+        Raises:
+            QueueFull: see there.
+            DeadlineUnmeetable: see there.
+        """
+        excess = len(waiting) + len(sequences) - self._max_queue
+        if excess > 0:
+            raise QueueFull(
+                f"queue: got {len(sequences)} sequences beside {len(waiting)}, wanted at most {self._max_queue}",
+                retry_after_s=self.throughput.seconds_until_free(excess) or DEFAULT_RETRY_AFTER_S,
+            )
+        missing_rows = sum(sequence.options.beam_size for sequence in waiting) - free_rows
+        for sequence in sequences:
+            missing_rows += sequence.options.beam_size
+            if sequence.deadline is None or now >= sequence.deadline:
+                continue  # it has none; or it is over already, and the next round says so
+            wait_s = self.throughput.seconds_until_free(missing_rows)
+            if wait_s is not None and now + wait_s > sequence.deadline:
+                raise DeadlineUnmeetable(
+                    f"deadline: got {sequence.deadline - now:.3f} s, wanted at least {wait_s:.3f} s",
+                    retry_after_s=now + wait_s - sequence.deadline,
+                )
+
+
+def check_fits(sequence: Sequence, limits: RunnerLimits) -> None:
+    """Refuse what the runner could never decode.
+
+    Raises:
+        ValueError: a size is out of the runner's bounds; the message names got and wanted.
+    """
+    options = sequence.options
+    _check_bounds("source tokens", len(sequence.source), limits.max_source_tokens)
+    _check_bounds("beam_size", options.beam_size, min(limits.max_rows, limits.max_candidates - 1))
+    _check_bounds("num_hypotheses", options.num_hypotheses, options.beam_size)
+    _check_bounds("max_output_tokens", options.max_output_tokens, limits.max_output_tokens)
+    if not 0 <= options.min_output_tokens <= options.max_output_tokens:
+        raise ValueError(f"min_output_tokens: got {options.min_output_tokens}, wanted 0 to {options.max_output_tokens}")
+
+
+def _check_bounds(name: str, got: int, most: int) -> None:
+    if not 1 <= got <= most:
+        raise ValueError(f"{name}: got {got}, wanted 1 to {most}")
