@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 
@@ -17,8 +18,15 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run_train(arguments: argparse.Namespace) -> int:
     """Train, resuming where an earlier run of the same command stopped; returns the exit code."""
+    from model.config import ConfigError
+    from model.data import DataError
+    from model.tokenizer import TokenizerError
     from model.training.recipe import read_recipe
     from model.training.trainer import Trainer
 
-    Trainer(read_recipe(arguments.config), data=arguments.data, out=arguments.out).run()
+    try:
+        Trainer(read_recipe(arguments.config), data=arguments.data, out=arguments.out).run()
+    except (ConfigError, DataError, TokenizerError) as error:
+        print(f"dragoman train: {error}", file=sys.stderr)
+        return 1
     return 0

@@ -47,7 +47,7 @@ class Batch:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 text file, gzip'd where its name ends in ``.gz``; split on ``\\n`` alone.
+    """Lines of a UTF-8 text file, gzip'd where its name ends in ``.gz``; split on the line feed alone.
 
     Raises:
         DataError: the file is missing or does not decode.

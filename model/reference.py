@@ -124,9 +124,7 @@ def beam_search(
     return [distribution.hypothesis(tokens, reason, divisor=divisor) for _, tokens, reason in finished]
 
 
-def _candidates(
-    running: list[_Running], selectable: Tensor, *, count: int
-) -> list[tuple[float, tuple[int, ...], int]]:
+def _candidates(running: list[_Running], selectable: Tensor, *, count: int) -> list[tuple[float, tuple[int, ...], int]]:
     """The best finite extensions as (summed log-prob, parent's tokens, token), best first."""
     totals = torch.tensor([hypothesis.total for hypothesis in running], dtype=torch.float64).unsqueeze(1) + selectable
     flat = totals.flatten()
@@ -147,7 +145,7 @@ class _Distribution:
         self._min_output_tokens = min_output_tokens
         self._source = torch.tensor([list(source)], dtype=torch.int64)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def all_steps(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
         """Log-probs after every position of equally long prefixes: float64 [prefixes, length + 1, vocab]."""
         source = self._source.expand(len(prefixes), -1)

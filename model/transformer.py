@@ -85,7 +85,7 @@ class FeedForward(nn.Module):
         self.dropout = ByteDropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float [..., d_model] -> float [..., d_model]."""
+        """Transform ``x`` float [..., d_model] into float [..., d_model]."""
         outer: Tensor = self.outer(self.dropout(self.activation(self.inner(x))))
         return outer
 
@@ -157,6 +157,11 @@ class Transformer(nn.Module):
         if config.tied_embeddings is TiedEmbeddings.ALL:
             self.source_embedding.token.weight = self.target_embedding.token.weight
 
+    @property
+    def decoder_layers(self) -> list[DecoderLayer]:
+        """The decoder's layers, first to last."""
+        return [layer for layer in self.decoder if isinstance(layer, DecoderLayer)]
+
     def initialise(self) -> None:
         """Draw fresh weights: Xavier-uniform matrices, embeddings N(0, 1/d_model), zero biases."""
         for module in self.modules():
@@ -187,7 +192,7 @@ class Transformer(nn.Module):
 
     def cross_memory(self, encoded: Tensor) -> list[KeyValue]:
         """Every decoder layer's cross-attention keys and values of ``encoded`` float [batch, src_len, d_model]."""
-        return [layer.cross_attention.project_memory(encoded) for layer in self.decoder]
+        return [layer.cross_attention.project_memory(encoded) for layer in self.decoder_layers]
 
     def decode(self, target: Tensor, cross: list[KeyValue], *, source_mask: Tensor) -> Tensor:
         """Decoder states of every target position; ``output`` makes logits of them.
@@ -240,7 +245,7 @@ class Transformer(nn.Module):
             float [rows, target_vocab_size].
         """
         x = self.target_embedding(tokens, positions)
-        for layer, own, memory in zip(self.decoder, cache, cross, strict=True):
+        for layer, own, memory in zip(self.decoder_layers, cache, cross, strict=True):
             x = layer.step(x, own, memory, positions=positions, source_mask=source_mask[:, None, None, :])
         logits: Tensor = self.output(self.decoder_norm(x))
         return logits

@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 LOG_FILE = "log.jsonl"
 PLOT_FILE = "training.png"
 
@@ -34,9 +37,6 @@ def read_log(directory: Path) -> list[dict[str, Any]]:
 
 def plot_log(directory: Path) -> Path:
     """Draw loss, learning rate and validation BLEU over updates into ``directory/training.png``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     records = read_log(directory)
     training = [record for record in records if "loss" in record]
     validation = [record for record in records if "validation_bleu" in record]

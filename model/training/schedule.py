@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def learning_rate(update: int, *, peak: float, warmup_updates: int) -> float:
     """Linear warm-up to ``peak``, then decay with the inverse square root of the update.
@@ -13,4 +15,4 @@ def learning_rate(update: int, *, peak: float, warmup_updates: int) -> float:
 
     Source: Vaswani et al. 2017, section 5.3, equation 3, with a free peak.
     """
-    return peak * min(update / warmup_updates, (warmup_updates / update) ** 0.5)
+    return peak * min(update / warmup_updates, math.sqrt(warmup_updates / update))

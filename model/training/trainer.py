@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from model.checkpoint import Checkpoint, load_weights, save_checkpoint, unique_parameters
-from model.config import TransformerConfig
+from model.config import ConfigError, TransformerConfig
 from model.data import Batch, ParallelText, TokenisedCorpus, read_parallel
 from model.tokenizer import Tokenizer, train_tokenizer
 from model.training.log import TrainingLog, plot_log
@@ -200,12 +200,21 @@ class Trainer:
             tensors |= {f"adam.{names[id(parameter)]}.{key}": value for key, value in moments.items()}
         tensors["random"] = torch.get_rng_state()
         draft = self._state.with_suffix(".draft")
-        save_file(_contiguous(tensors), draft, metadata={"progress": json.dumps(asdict(self._progress))})
+        fields = {"progress": asdict(self._progress), "transformer": self._model.config.to_dict()}
+        save_file(_contiguous(tensors), draft, metadata={key: json.dumps(value) for key, value in fields.items()})
         draft.rename(self._state)
 
     def _restore(self) -> None:
         with safe_open(self._state, framework="pt") as file:
-            self._progress = Progress(**json.loads(file.metadata()["progress"]))
+            fields = {key: json.loads(value) for key, value in file.metadata().items()}
+            begun, wanted = fields["transformer"], self._model.config.to_dict()
+            if begun != wanted:
+                differing = sorted(key for key in wanted if begun.get(key) != wanted[key])
+                raise ConfigError(
+                    f"{self._state} was begun with another {', '.join(differing)}; "
+                    "give the recipe it was begun with, or another --out"
+                )
+            self._progress = Progress(**fields["progress"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
         torch.set_rng_state(tensors["random"])
         parameters = dict(self._model.named_parameters())

@@ -47,9 +47,7 @@ def greedy_decode(model: Transformer, sources: Sequence[Sequence[int]], *, max_o
     outputs: list[list[int]] = [[] for _ in sources]
     live = torch.arange(len(sources))
     for position in range(max_output_tokens):
-        logits = model.step(
-            tokens, cache, cross, positions=torch.full_like(tokens, position), source_mask=source_mask
-        )
+        logits = model.step(tokens, cache, cross, positions=torch.full_like(tokens, position), source_mask=source_mask)
         logits[:, list(config.suppressed_ids)] = -torch.inf
         tokens = logits.argmax(-1)
         going = tokens != config.eos_id
