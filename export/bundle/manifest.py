@@ -106,6 +106,10 @@ class Manifest:
     license_note: str = ""
     format_version: int = FORMAT_VERSION
 
+    def precision(self, target: str) -> str:
+        """Precision of the matrix products of the graphs that ``target`` runs."""
+        return self.graphs[target].rsplit("-", 1)[-1]
+
     def to_json(self) -> str:
         """The text of ``manifest.json``."""
         return to_json(dataclasses.asdict(self), indent=2) + "\n"

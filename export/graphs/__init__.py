@@ -1,0 +1,1 @@
+"""ONNX graphs built from a Transformer's weights: encoder, decoder step and heads."""

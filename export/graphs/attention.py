@@ -1,0 +1,112 @@
+"""How a flavour of graph computes attention: the only part in which flavours differ."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from onnx import TensorProto
+
+from export.contract import ModelDimensions
+from export.graphs.builder import MICROSOFT, GraphBuilder
+
+
+class EncoderAttention(Protocol):
+    """Self-attention of the encoder, over sources of unequal length."""
+
+    def attend(self, query_key_value: str) -> str:
+        """[batch * src_len, 3 * d_model] -> [batch * src_len, d_model]."""
+
+
+class StepAttention(Protocol):
+    """Attention of one decoder step over the caches, which it updates in place."""
+
+    def attend_self(self, layer: int, query_key_value: str) -> str:
+        """Append to the row's own cache and attend to it: [rows, 3 * d_model] -> [rows, d_model]."""
+
+    def attend_cross(self, layer: int, query: str) -> str:
+        """Attend to the row's source: [rows, d_model] -> [rows, d_model]."""
+
+
+class OrtEncoderAttention:
+    """GroupQueryAttention, not causal: each source is attended to as long as it is, so padding costs nothing.
+
+    Nothing beyond a source's length enters any sum, so a source's result cannot depend on its neighbours.
+    """
+
+    def __init__(self, graph: GraphBuilder, dims: ModelDimensions) -> None:
+        self._graph = graph
+        self._heads = dims.heads
+        self._width = dims.d_model
+        one = graph.constant(1, np.int32)
+        self._last_places = graph.op("Sub", "lengths", one)
+        self._src_len = graph.op("Cast", graph.op("Shape", "tokens", start=1, end=2), to=TensorProto.INT32)
+        self._packed_shape = graph.op("Concat", graph.op("Shape", "tokens"), graph.constant([3 * dims.d_model]), axis=0)
+
+    def attend(self, query_key_value: str) -> str:
+        """[batch * src_len, 3 * d_model] -> [batch * src_len, d_model]."""
+        graph = self._graph
+        packed = graph.op("Reshape", query_key_value, self._packed_shape)
+        attended, _, _ = graph.ops(
+            "GroupQueryAttention",
+            (packed, "", "", "", "", self._last_places, self._src_len),
+            outputs=(None, None, None),
+            domain=MICROSOFT,
+            num_heads=self._heads,
+            kv_num_heads=self._heads,
+            causal=0,
+        )
+        return graph.op("Reshape", attended, graph.constant([-1, self._width]))
+
+
+class OrtStepAttention:
+    """GroupQueryAttention over caches whose past and present are one buffer; rows are ragged at no cost.
+
+    Cross-attention appends the source's last key and value anew at their own place: the operator always appends, and
+    this leaves the cache as it was.
+    """
+
+    def __init__(self, graph: GraphBuilder, dims: ModelDimensions) -> None:
+        self._graph = graph
+        self._heads = dims.heads
+        self._width = dims.d_model
+        self._positions = graph.op("Cast", "positions", to=TensorProto.INT32)
+        self._last_source = graph.op("Sub", "source_lengths", graph.constant(1, np.int32))
+        per_row = graph.op(
+            "Reshape", graph.op("Cast", self._last_source, to=TensorProto.INT64), graph.constant([-1, 1, 1])
+        )
+        self._last_index = graph.op("Expand", per_row, graph.constant([1, dims.heads, 1]))
+
+    def attend_self(self, layer: int, query_key_value: str) -> str:
+        """Append to the row's own cache and attend to it: [rows, 3 * d_model] -> [rows, d_model]."""
+        packed = self._graph.op("Reshape", query_key_value, self._graph.constant([-1, 1, 3 * self._width]))
+        return self._attend(
+            (packed, "", "", f"past_key_{layer}", f"past_value_{layer}", self._positions, "longest_target"),
+            present=(f"present_key_{layer}", f"present_value_{layer}"),
+        )
+
+    def attend_cross(self, layer: int, query: str) -> str:
+        """Attend to the row's source: [rows, d_model] -> [rows, d_model]."""
+        caches = (f"cross_key_{layer}", f"cross_value_{layer}")
+        single = self._graph.op("Reshape", query, self._graph.constant([-1, 1, self._width]))
+        last = [self._last_of(cache) for cache in caches]
+        return self._attend(
+            (single, *last, *caches, self._last_source, "longest_source"),
+            present=(f"cross_present_key_{layer}", f"cross_present_value_{layer}"),
+        )
+
+    def _last_of(self, cache: str) -> str:
+        """What a cache holds at each row's last source token: [rows, 1, d_model]."""
+        gathered = self._graph.op("GatherND", cache, self._last_index, batch_dims=2)
+        return self._graph.op("Reshape", gathered, self._graph.constant([-1, 1, self._width]))
+
+    def _attend(self, inputs: tuple[str, ...], *, present: tuple[str, str]) -> str:
+        attended, _, _ = self._graph.ops(
+            "GroupQueryAttention",
+            inputs,
+            outputs=(None, *present),
+            domain=MICROSOFT,
+            num_heads=self._heads,
+            kv_num_heads=self._heads,
+        )
+        return self._graph.op("Reshape", attended, self._graph.constant([-1, self._width]))

@@ -1,0 +1,148 @@
+"""Encoder and step graphs, from one description of the model and one way to compute attention.
+
+Source: Vaswani et al. 2017, "Attention Is All You Need"; pre-norm after Xiong et al. 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from onnx import TensorProto
+
+from export.contract import encoder_contract, step_contract
+from export.graphs.attention import OrtEncoderAttention, OrtStepAttention
+from export.graphs.builder import MICROSOFT, GraphBuilder
+from export.graphs.description import Attention, EmbeddingTables, Layer, Linear, ModelDescription, Norm
+from export.graphs.weight_file import WeightFile
+from model.config import Activation
+
+
+def build_encoder(model: ModelDescription, weights: WeightFile) -> GraphBuilder:
+    """The encoder, ending in every decoder layer's cross-attention keys and values."""
+    dims = model.dims
+    graph = GraphBuilder("encoder", contract=encoder_contract(dims), weights=weights)
+    emit = _Emitter(graph, model)
+    attention = OrtEncoderAttention(graph, dims)
+    src_len = graph.op("Shape", "tokens", start=1, end=2)
+    places = graph.op("Range", graph.constant(0), graph.op("Squeeze", src_len), graph.constant(1))
+    embedded = emit.embed("source", model.source, tokens="tokens", positions=places)
+    x = graph.op("Reshape", embedded, graph.constant([-1, dims.d_model]))
+    for number, layer in enumerate(model.encoder):
+        name = f"encoder.{number}"
+        x = emit.self_attention(f"{name}.self_attention", x, layer, attend=attention.attend)
+        x = emit.feed_forward(f"{name}.feed_forward", x, layer)
+    x = emit.final_norm("encoder.norm", x, model.encoder_norm)
+    split = graph.op("Concat", graph.op("Shape", "tokens"), graph.constant([2, dims.heads, dims.head_dim]), axis=0)
+    for number, layer in enumerate(model.decoder):
+        assert layer.cross_attention is not None
+        memory = emit.linear(f"decoder.{number}.cross_attention.key_value", x, layer.cross_attention.key_value)
+        pair = graph.op("Transpose", graph.op("Reshape", memory, split), perm=[2, 0, 3, 1, 4])
+        for place, part in enumerate(("key", "value")):
+            graph.op("Gather", pair, graph.constant(place), axis=0, output=f"cross_{part}_{number}")
+    return graph
+
+
+def build_step(model: ModelDescription, weights: WeightFile) -> GraphBuilder:
+    """One decoder step of every row, ending at the logits."""
+    dims = model.dims
+    graph = GraphBuilder("step", contract=step_contract(dims), weights=weights)
+    emit = _Emitter(graph, model)
+    attention = OrtStepAttention(graph, dims)
+    x = emit.embed("target", model.target, tokens="tokens", positions="positions")
+    for number, layer in enumerate(model.decoder):
+        name = f"decoder.{number}"
+        x = emit.self_attention(f"{name}.self_attention", x, layer, attend=partial(attention.attend_self, number))
+        x = emit.cross_attention(
+            f"{name}.cross_attention",
+            x,
+            layer,
+            attend=partial(attention.attend_cross, number),
+        )
+        x = emit.feed_forward(f"{name}.feed_forward", x, layer)
+    x = emit.final_norm("decoder.norm", x, model.decoder_norm)
+    emit.linear("output", x, model.output, result="logits")
+    return graph
+
+
+class _Emitter:
+    """Writes the parts that encoder and decoder have in common; values are [positions, d_model]."""
+
+    def __init__(self, graph: GraphBuilder, model: ModelDescription) -> None:
+        self._graph = graph
+        self._pre_norm = model.pre_norm
+        self._activation = model.activation
+
+    def embed(self, name: str, tables: EmbeddingTables, *, tokens: str, positions: str) -> str:
+        """Token embedding times its scale, plus position embedding."""
+        graph = self._graph
+        token = self._rows_of(f"{name}.token", tables.token, tokens)
+        if tables.scale != 1.0:
+            token = graph.op("Mul", token, graph.constant(tables.scale, np.float32))
+        return graph.op("Add", token, self._rows_of(f"{name}.position", tables.position, positions))
+
+    def linear(self, name: str, x: str, linear: Linear, *, result: str | None = None) -> str:
+        """Matrix product and bias."""
+        inputs = [x, self._graph.weight(f"{name}.weight", linear.weight)]
+        if linear.bias is not None:
+            inputs.append(self._graph.weight(f"{name}.bias", linear.bias))
+        return self._graph.op("Gemm", *inputs, output=result, transB=1)
+
+    def self_attention(self, name: str, x: str, layer: Layer, *, attend: Callable[[str], str]) -> str:
+        """The self-attention sub-layer with its residual."""
+        projection = layer.self_attention.query_key_value
+
+        def sublayer(y: str) -> str:
+            mixed = attend(self.linear(f"{name}.query_key_value", y, projection))
+            return self.linear(f"{name}.output", mixed, layer.self_attention.output)
+
+        return self._residual(name, x, layer.self_attention_norm, sublayer)
+
+    def cross_attention(self, name: str, x: str, layer: Layer, *, attend: Callable[[str], str]) -> str:
+        """The cross-attention sub-layer with its residual."""
+        assert layer.cross_attention is not None
+        assert layer.cross_attention_norm is not None
+        cross: Attention = layer.cross_attention
+
+        def sublayer(y: str) -> str:
+            return self.linear(f"{name}.output", attend(self.linear(f"{name}.query", y, cross.query)), cross.output)
+
+        return self._residual(name, x, layer.cross_attention_norm, sublayer)
+
+    def feed_forward(self, name: str, x: str, layer: Layer) -> str:
+        """The feed-forward sub-layer with its residual."""
+
+        def sublayer(y: str) -> str:
+            inner = self._activate(self.linear(f"{name}.inner", y, layer.inner))
+            return self.linear(f"{name}.outer", inner, layer.outer)
+
+        return self._residual(name, x, layer.feed_forward_norm, sublayer)
+
+    def final_norm(self, name: str, x: str, norm: Norm | None) -> str:
+        """The norm after a pre-norm stack; nothing after a post-norm one."""
+        return x if norm is None else self._normalise(name, x, norm)
+
+    def _residual(self, name: str, x: str, norm: Norm, sublayer: Callable[[str], str]) -> str:
+        if self._pre_norm:
+            return self._graph.op("Add", x, sublayer(self._normalise(f"{name}.norm", x, norm)))
+        return self._normalise(f"{name}.norm", self._graph.op("Add", x, sublayer(x)), norm)
+
+    def _normalise(self, name: str, x: str, norm: Norm) -> str:
+        gain = self._graph.weight(f"{name}.gain", norm.gain)
+        bias = self._graph.weight(f"{name}.bias", norm.bias)
+        return self._graph.op("LayerNormalization", x, gain, bias, axis=-1, epsilon=norm.epsilon)
+
+    def _activate(self, x: str) -> str:
+        match self._activation:
+            case Activation.RELU:
+                return self._graph.op("Relu", x)
+            case Activation.GELU:
+                return self._graph.op("Gelu", x)
+            case Activation.SWISH:
+                return self._graph.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)
+
+    def _rows_of(self, name: str, table: np.ndarray[tuple[int, ...], np.dtype[np.float32]], indices: str) -> str:
+        """Rows of a table, widened after the gather: no second copy of the table is ever made."""
+        rows = self._graph.op("Gather", self._graph.stored_weight(name, table), indices)
+        return self._graph.op("Cast", rows, to=TensorProto.FLOAT)

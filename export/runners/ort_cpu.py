@@ -1,0 +1,216 @@
+"""The runner of ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from export import contract
+from export.bundle import Bundle
+from export.contract import cache_names
+from export.runners.ort_session import Arrays, BoundGraph, open_session, run_graph
+from export.runners.protocol import Candidates, FloatArray, IntArray, RunnerError, RunnerLimits, ShapeError
+from export.runners.row_cache import RowCaches
+
+TARGET = "cpu"
+
+
+class OrtCpuRunner:
+    """Executes a bundle's ``cpu`` graphs; implements ``export.runners.protocol.Runner``.
+
+    All buffers are allocated once. A step runs on views of their first rows, so that nothing is copied between the
+    caches, the step and the heads.
+    """
+
+    name = "onnxruntime-cpu"
+
+    def __init__(self, bundle: Bundle, *, threads: int, max_rows: int, max_candidates: int) -> None:
+        """Load the graphs; see ``open``."""
+        for argument, value in (("threads", threads), ("max_rows", max_rows), ("max_candidates", max_candidates)):
+            if value < 1:
+                raise ValueError(f"{argument}: got {value}, wanted at least 1")
+        manifest = bundle.manifest
+        dims = manifest.dims
+        contracts = contract.graph_contracts(dims)
+
+        def load(name: str) -> Any:
+            return open_session(bundle.graph_path(TARGET, name), contract=contracts[name], threads=threads)
+
+        self._dims = dims
+        self._encoder = load("encoder")
+        self._step, self._argmax, self._top_k = (BoundGraph(load(name)) for name in ("step", "argmax", "top_k"))
+        self._caches = RowCaches(
+            dims,
+            rows=max_rows,
+            source_capacity=manifest.max_source_tokens,
+            target_capacity=manifest.max_output_tokens,
+        )
+        selectable = dims.target_vocab - len(set(manifest.suppressed_ids))
+        self.precision = manifest.precision(TARGET)
+        self.limits = RunnerLimits(
+            max_rows=max_rows,
+            max_source_tokens=manifest.max_source_tokens,
+            max_output_tokens=manifest.max_output_tokens,
+            max_candidates=min(max_candidates, selectable),
+            cache_bytes=self._caches.cache_bytes,
+        )
+        self._tokens = np.zeros(max_rows, np.int64)
+        self._positions = np.zeros(max_rows, np.int64)
+        self._longest_target = np.zeros(1, np.int32)
+        self._longest_source = np.zeros(1, np.int32)
+        self._logits: FloatArray = np.zeros((max_rows, dims.padded_target_vocab), np.float32)
+        self._ids = np.zeros(max_rows * self.limits.max_candidates, np.int64)
+        self._log_probs = np.zeros(max_rows * self.limits.max_candidates, np.float32)
+        self._rows = 0
+        self._closed = False
+
+    @classmethod
+    def open(cls, bundle: Bundle, *, threads: int, max_rows: int = 64, max_candidates: int = 32) -> OrtCpuRunner:
+        """Load a bundle's graphs.
+
+        Args:
+            bundle: exported for the target ``cpu``.
+            threads: that one encode, step or head uses.
+            max_rows: most live rows of a step.
+            max_candidates: largest ``k`` of ``top_k``; lowered to the number of selectable tokens.
+
+        Raises:
+            BundleError: the bundle has no graphs for ``cpu``, or they do not follow the contract.
+        """
+        return cls(bundle, threads=threads, max_rows=max_rows, max_candidates=max_candidates)
+
+    def encode(self, *, sources: IntArray, lengths: IntArray, rows: IntArray) -> None:
+        """Encode a batch of sources and write their cross-attention keys and values into ``rows``.
+
+        Args:
+            sources: int64 [batch, src_len], end token included, padded on the right with pad_id.
+            lengths: int64 [batch], tokens of each source, 1 to src_len.
+            rows: int64 [batch], the row of each source.
+
+        Raises:
+            ShapeError: a shape does not fit, or exceeds ``limits``.
+            RunnerError: the runtime failed.
+        """
+        self._check_open()
+        contract.SOURCES.check(sources)
+        batch, src_len = sources.shape
+        contract.LENGTHS.check(lengths, {"batch": batch})
+        contract.ROWS.check(rows, {"batch": batch})
+        _check_size("batch", batch, self.limits.max_rows)
+        _check_size("src_len", src_len, self.limits.max_source_tokens)
+        _check_range("sources", sources, 0, self._dims.source_vocab)
+        _check_range("lengths", lengths, 1, src_len + 1)
+        _check_range("rows", rows, 0, self.limits.max_rows)
+        memory = run_graph(self._encoder, {"tokens": sources, "lengths": lengths.astype(np.int32)})
+        self._caches.write_sources(memory, lengths=lengths, rows=rows)
+
+    def step(self, *, tokens: IntArray, positions: IntArray, parents: IntArray | None = None) -> None:
+        """Run one decoder step for the live rows 0..rows-1; the logits stay in the runner's buffer.
+
+        Args:
+            tokens: int64 [rows], last token of each row; the start token in a row's first step.
+            positions: int64 [rows], tokens already in the row's cache; 0 in its first step.
+            parents: int64 [rows], row whose caches each row continues; None: its own.
+
+        Raises:
+            ShapeError: a shape does not fit, exceeds ``limits``, or a row has no source.
+            RunnerError: the runtime failed.
+        """
+        self._check_open()
+        contract.TOKENS.check(tokens)
+        rows = len(tokens)
+        contract.POSITIONS.check(positions, {"rows": rows})
+        _check_size("rows", rows, self.limits.max_rows)
+        _check_range("tokens", tokens, 0, self._dims.target_vocab)
+        _check_range("positions", positions, 0, self.limits.max_output_tokens)
+        if parents is not None:
+            contract.PARENTS.check(parents, {"rows": rows})
+            _check_range("parents", parents, 0, self.limits.max_rows)
+            self._caches.move(parents, positions=positions)
+        self._caches.check_live(rows)
+        self._tokens[:rows] = tokens
+        self._positions[:rows] = positions
+        self._longest_target[0] = positions.max() + 1
+        self._longest_source[0] = self._caches.source_lengths[:rows].max()
+        self._rows = 0
+        self._step.run(rows, lambda: self._step_buffers(rows))
+        self._rows = rows
+
+    def argmax(self) -> IntArray:
+        """Best token of each row of the last step: int64 [rows]; the lowest id where several are equal."""
+        rows = self._stepped_rows()
+        ids = self._ids[:rows]
+        self._argmax.run(rows, lambda: ({"logits": self._logits[:rows]}, {"ids": ids}))
+        return ids.copy()
+
+    def top_k(self, k: int) -> Candidates:
+        """The ``k`` best tokens of each row of the last step, with log-probs.
+
+        Raises:
+            ShapeError: ``k`` exceeds ``limits.max_candidates``.
+        """
+        rows = self._stepped_rows()
+        _check_size("k", k, self.limits.max_candidates)
+        ids = self._ids[: rows * k].reshape(rows, k)
+        log_probs = self._log_probs[: rows * k].reshape(rows, k)
+
+        def buffers() -> tuple[Arrays, Arrays]:
+            inputs = {"logits": self._logits[:rows], "k": np.array([k], np.int64)}
+            return inputs, {"ids": ids, "log_probs": log_probs}
+
+        self._top_k.run((rows, k), buffers)
+        return Candidates(ids.copy(), log_probs.copy())
+
+    def logits(self) -> FloatArray:
+        """Raw logits of the last step: float32 [rows, target_vocab_size], a view that the next step overwrites."""
+        view = self._logits[: self._stepped_rows(), : self._dims.target_vocab]
+        view.flags.writeable = False
+        return view
+
+    def close(self) -> None:
+        """Free graphs and buffers; calling it again does nothing."""
+        if not self._closed:
+            self._closed = True
+            del self._encoder, self._step, self._argmax, self._top_k, self._caches, self._logits
+
+    def _step_buffers(self, rows: int) -> tuple[Arrays, Arrays]:
+        layers = self._dims.decoder_layers
+        own = [cache[:rows] for cache in self._caches.own]
+        cross = [cache[:rows] for cache in self._caches.cross]
+        inputs: Arrays = {
+            "tokens": self._tokens[:rows],
+            "positions": self._positions[:rows],
+            "source_lengths": self._caches.source_lengths[:rows],
+            "longest_target": self._longest_target,
+            "longest_source": self._longest_source,
+            **dict(zip(cache_names("past", layers), own, strict=True)),
+            **dict(zip(cache_names("cross", layers), cross, strict=True)),
+        }
+        outputs: Arrays = {
+            "logits": self._logits[:rows],
+            **dict(zip(cache_names("present", layers), own, strict=True)),
+            **dict(zip(cache_names("cross_present", layers), cross, strict=True)),
+        }
+        return inputs, outputs
+
+    def _stepped_rows(self) -> int:
+        self._check_open()
+        if not self._rows:
+            raise ShapeError("rows: got a head before any step, wanted a step first")
+        return self._rows
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RunnerError("the runner is closed")
+
+
+def _check_size(name: str, got: int, largest: int) -> None:
+    if not 1 <= got <= largest:
+        raise ShapeError(f"{name}: got {got}, wanted 1 to {largest}")
+
+
+def _check_range(name: str, values: IntArray, first: int, end: int) -> None:
+    smallest, largest = int(values.min()), int(values.max())
+    if smallest < first or largest >= end:
+        raise ShapeError(f"{name}: got {smallest if smallest < first else largest}, wanted {first} to {end - 1}")

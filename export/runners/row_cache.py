@@ -1,0 +1,97 @@
+"""Caches of a runner on the host: preallocated, one row per hypothesis, moved only where a row's content changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.contract import ModelDimensions
+from export.runners.protocol import FloatArray, IntArray, ShapeError
+
+
+class RowCaches:
+    """Self-attention and cross-attention caches of all decoder layers.
+
+    Each buffer is [2 * layers, rows, heads, capacity, head_dim], key and value of a layer side by side, so that the
+    first rows of every layer are one contiguous piece. ``np.zeros`` leaves pages unallocated until a row reaches them.
+
+    Attributes:
+        own: self-attention keys and values, one row per hypothesis.
+        cross: cross-attention keys and values of the row's source.
+        source_lengths: int32 [rows], tokens of each row's source; 0: the row never held one.
+    """
+
+    def __init__(self, dims: ModelDimensions, *, rows: int, source_capacity: int, target_capacity: int) -> None:
+        """Reserve the buffers; capacities are in tokens."""
+        buffers = 2 * dims.decoder_layers
+        self.own: FloatArray = np.zeros((buffers, rows, dims.heads, target_capacity, dims.head_dim), np.float32)
+        self.cross: FloatArray = np.zeros((buffers, rows, dims.heads, source_capacity, dims.head_dim), np.float32)
+        self.source_lengths: NDArray[np.int32] = np.zeros(rows, np.int32)
+        # Which source a row holds: a number of its own for every source ever written.
+        self._sources: IntArray = np.zeros(rows, np.int64)
+        self._sources_written = 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """Address space of both buffers."""
+        return self.own.nbytes + self.cross.nbytes
+
+    def write_sources(self, memory: Sequence[FloatArray], *, lengths: IntArray, rows: IntArray) -> None:
+        """Write what the encoder gave for a batch of sources, each as far as it is long.
+
+        Args:
+            memory: for each buffer float32 [batch, heads, src_len, head_dim].
+            lengths: int64 [batch].
+            rows: int64 [batch], the row of each source.
+        """
+        for place, (row, length) in enumerate(zip(rows.tolist(), lengths.tolist(), strict=True)):
+            for buffer, values in zip(self.cross, memory, strict=True):
+                buffer[row, :, :length] = values[place, :, :length]
+            self._sources_written += 1
+            self._sources[row] = self._sources_written
+            self.source_lengths[row] = length
+
+    def move(self, parents: IntArray, *, positions: IntArray) -> None:
+        """Let each row continue the caches of its parent.
+
+        Args:
+            parents: int64 [rows], any mapping.
+            positions: int64 [rows], tokens that each row takes over from its parent.
+        """
+        sources = self._sources[parents]
+        source_lengths = self.source_lengths[parents]
+        moved = np.flatnonzero(parents != np.arange(len(parents)))
+        _move_rows(self.own, moved, parents[moved], positions[moved])
+        moved = np.flatnonzero(sources != self._sources[: len(parents)])
+        _move_rows(self.cross, moved, parents[moved], source_lengths[moved])
+        self._sources[: len(parents)] = sources
+        self.source_lengths[: len(parents)] = source_lengths
+
+    def check_live(self, rows: int) -> None:
+        """Hold that each of the first ``rows`` rows has a source.
+
+        Raises:
+            ShapeError: one has none.
+        """
+        if self.source_lengths[:rows].min() < 1:
+            empty = int(self.source_lengths[:rows].argmin())
+            raise ShapeError(f"rows: got row {empty} without a source, wanted every live row encoded")
+
+
+def _move_rows(buffer: FloatArray, targets: IntArray, parents: IntArray, lengths: NDArray[Any]) -> None:
+    """Copy the first ``lengths`` positions of rows ``parents`` to rows ``targets``, all at once in effect."""
+    overwritten = set(targets.tolist())
+    moves = [
+        # A row that is itself overwritten is set aside before anything is written.
+        (
+            target,
+            length,
+            buffer[:, parent, :, :length].copy() if parent in overwritten else buffer[:, parent, :, :length],
+        )
+        for target, parent, length in zip(targets.tolist(), parents.tolist(), lengths.tolist(), strict=True)
+    ]
+    for target, length, content in moves:
+        buffer[:, target, :, :length] = content
