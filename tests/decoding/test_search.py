@@ -1,0 +1,140 @@
+"""Greedy and beam search, driven by the real loop, against the oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from export.runners.protocol import FloatArray
+from server.decoding.beam import BeamSearch
+from server.decoding.greedy import GreedySearch
+from server.decoding.scheduler import begin_search
+from server.decoding.search import SearchError, length_penalty
+from server.decoding.sequence import FinishReason, Hypothesis, LengthPenalty, Outcome, SearchOptions
+from tests.decoding import oracle
+from tests.decoding.desk import Desk, make_job
+from tests.decoding.fake_runner import END, FakeRunner, Rule, copying_rule, random_rule
+
+repeatable = settings(derandomize=True, deadline=None, max_examples=150)
+
+
+@st.composite
+def search_options(draw: st.DrawFn) -> SearchOptions:
+    beam_size = draw(st.integers(1, 5))
+    max_output_tokens = draw(st.integers(1, 9))
+    return SearchOptions(
+        beam_size=beam_size,
+        num_hypotheses=draw(st.integers(1, beam_size)),
+        length_penalty=draw(st.sampled_from([0.0, 0.6, 1.0, 2.5])),
+        length_penalty_type=draw(st.sampled_from(LengthPenalty)),
+        max_output_tokens=max_output_tokens,
+        min_output_tokens=draw(st.integers(0, max_output_tokens)),
+        return_scores=draw(st.booleans()),
+    )
+
+
+rules = st.builds(random_rule, st.integers(0, 10_000), vocab=st.integers(8, 14), levels=st.sampled_from([0, 0, 1, 2]))
+
+
+def decode(rule: Rule, *source: int, **options: Any) -> tuple[Hypothesis, ...]:
+    desk = Desk(FakeRunner(rule))
+    job = make_job(source, **options)
+    desk.submit(job)
+    desk.turn_until_idle()
+    assert job.outcome is Outcome.FINISHED
+    return job.result.hypotheses
+
+
+def assert_same(got: tuple[Hypothesis, ...], wanted: tuple[Hypothesis, ...]) -> None:
+    assert [(one.tokens, one.finish_reason) for one in got] == [(one.tokens, one.finish_reason) for one in wanted]
+    for one, other in zip(got, wanted, strict=True):
+        assert one.score == (None if other.score is None else pytest.approx(other.score, rel=1e-12))
+
+
+@repeatable
+@given(rules, search_options())
+def test_search_finds_what_the_oracle_finds(rule: Rule, options: SearchOptions) -> None:
+    desk = Desk(FakeRunner(rule))
+    job = make_job((5, 6, 7), **vars(options))
+    desk.submit(job)
+    desk.turn_until_idle()
+    assert_same(job.result.hypotheses, oracle.search(rule, tuple(job.sequence.source), options))
+
+
+@pytest.mark.parametrize("kind", list(LengthPenalty))
+def test_length_penalty_decides_between_short_and_long(kind: LengthPenalty) -> None:
+    def rule(source: tuple[int, ...], prefix: tuple[int, ...]) -> FloatArray:
+        # After nothing: end at once (0.4), or four sure tokens (0.3).
+        weights = np.full(12, 1e-9, dtype=np.float32)
+        if not prefix:
+            weights[[END, 5, 6]] = 0.4, 0.3, 0.3
+        else:
+            weights[5 if len(prefix) < 4 else END] = 1.0
+        logits: FloatArray = np.log(weights)
+        return logits
+
+    short = decode(rule, 5, beam_size=2, length_penalty=0.0, length_penalty_type=kind)
+    long = decode(rule, 5, beam_size=2, length_penalty=1.0, length_penalty_type=kind)
+    assert (short[0].tokens, long[0].tokens) == ((), (5, 5, 5, 5))
+
+
+def test_penalties_are_those_of_the_wire_contract() -> None:
+    gnmt = SearchOptions(length_penalty=0.6, length_penalty_type=LengthPenalty.GNMT)
+    power = SearchOptions(length_penalty=2.0, length_penalty_type=LengthPenalty.POWER)
+    assert length_penalty(gnmt, 7) == 2.0**0.6
+    assert length_penalty(power, 7) == 49.0
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_end_token_first_gives_an_empty_output(beam_size: int) -> None:
+    (best,) = decode(copying_rule(), beam_size=beam_size)
+    assert best.tokens == ()
+    assert best.finish_reason is FinishReason.END_TOKEN
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_output_is_cut_at_max_output_tokens(beam_size: int) -> None:
+    (best,) = decode(copying_rule(), 5, 6, 7, 8, beam_size=beam_size, max_output_tokens=3)
+    assert best.tokens == (5, 6, 7)
+    assert best.finish_reason is FinishReason.MAX_TOKENS
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_end_token_is_barred_before_min_output_tokens(beam_size: int) -> None:
+    (best,) = decode(copying_rule(), 5, beam_size=beam_size, min_output_tokens=4, max_output_tokens=6)
+    assert len(best.tokens) == 4
+    assert best.finish_reason is FinishReason.END_TOKEN
+
+
+def test_hypotheses_come_best_first() -> None:
+    found = decode(random_rule(1), 5, 6, beam_size=5, num_hypotheses=4)
+    scores = [hypothesis.score for hypothesis in found]
+    assert len(found) == 4
+    assert scores == sorted(scores, key=lambda score: -(score or 0.0))
+
+
+def test_greedy_score_only_where_asked_for() -> None:
+    rule = random_rule(2)
+    (without,) = decode(rule, 5, 6)
+    (with_score,) = decode(rule, 5, 6, return_scores=True)
+    assert without.score is None
+    assert with_score.score is not None
+    assert without.tokens == with_score.tokens
+
+
+def test_greedy_asks_for_no_more_than_it_needs() -> None:
+    assert GreedySearch(SearchOptions(), end_id=END).candidates_needed == 0
+    assert GreedySearch(SearchOptions(return_scores=True), end_id=END).candidates_needed == 1
+    assert GreedySearch(SearchOptions(min_output_tokens=1), end_id=END).candidates_needed == 2
+    assert BeamSearch(SearchOptions(beam_size=4), end_id=END).candidates_needed == 5
+
+
+@pytest.mark.parametrize("beam_size", [1, 2])
+def test_log_probs_that_are_no_numbers_end_the_search(beam_size: int) -> None:
+    search = begin_search(SearchOptions(beam_size=beam_size, return_scores=True), end_id=END)
+    with pytest.raises(SearchError):
+        search.advance(np.array([[5, 6, 7]]), np.full((1, 3), np.nan, dtype=np.float32))
