@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from export import contract
 from export.bundle import Bundle
@@ -156,7 +157,7 @@ class OrtCpuRunner:
         log_probs = self._log_probs[: rows * k].reshape(rows, k)
 
         def buffers() -> tuple[Arrays, Arrays]:
-            inputs = {"logits": self._logits[:rows], "k": np.array([k], np.int64)}
+            inputs: Arrays = {"logits": self._logits[:rows], "k": np.array([k], np.int64)}
             return inputs, {"ids": ids, "log_probs": log_probs}
 
         self._top_k.run((rows, k), buffers)
@@ -178,7 +179,7 @@ class OrtCpuRunner:
         layers = self._dims.decoder_layers
         own = [cache[:rows] for cache in self._caches.own]
         cross = [cache[:rows] for cache in self._caches.cross]
-        inputs: Arrays = {
+        inputs: dict[str, NDArray[Any]] = {
             "tokens": self._tokens[:rows],
             "positions": self._positions[:rows],
             "source_lengths": self._caches.source_lengths[:rows],
@@ -187,7 +188,7 @@ class OrtCpuRunner:
             **dict(zip(cache_names("past", layers), own, strict=True)),
             **dict(zip(cache_names("cross", layers), cross, strict=True)),
         }
-        outputs: Arrays = {
+        outputs: dict[str, NDArray[Any]] = {
             "logits": self._logits[:rows],
             **dict(zip(cache_names("present", layers), own, strict=True)),
             **dict(zip(cache_names("cross_present", layers), cross, strict=True)),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +19,7 @@ class RowCaches:
     """Self-attention and cross-attention caches of all decoder layers.
 
     Each buffer is [2 * layers, rows, heads, capacity, head_dim], key and value of a layer side by side, so that the
-    first rows of every layer are one contiguous piece. ``np.zeros`` leaves pages unallocated until a row reaches them.
+    first rows of every layer are one contiguous piece.
 
     Attributes:
         own: self-attention keys and values, one row per hypothesis.
@@ -27,8 +30,8 @@ class RowCaches:
     def __init__(self, dims: ModelDimensions, *, rows: int, source_capacity: int, target_capacity: int) -> None:
         """Reserve the buffers; capacities are in tokens."""
         buffers = 2 * dims.decoder_layers
-        self.own: FloatArray = np.zeros((buffers, rows, dims.heads, target_capacity, dims.head_dim), np.float32)
-        self.cross: FloatArray = np.zeros((buffers, rows, dims.heads, source_capacity, dims.head_dim), np.float32)
+        self.own = _zeros((buffers, rows, dims.heads, target_capacity, dims.head_dim))
+        self.cross = _zeros((buffers, rows, dims.heads, source_capacity, dims.head_dim))
         self.source_lengths: NDArray[np.int32] = np.zeros(rows, np.int32)
         # Which source a row holds: a number of its own for every source ever written.
         self._sources: IntArray = np.zeros(rows, np.int64)
@@ -79,6 +82,20 @@ class RowCaches:
         if self.source_lengths[:rows].min() < 1:
             empty = int(self.source_lengths[:rows].argmin())
             raise ShapeError(f"rows: got row {empty} without a source, wanted every live row encoded")
+
+
+def _zeros(shape: tuple[int, ...]) -> FloatArray:
+    """Zeros whose pages stay unallocated until they are written, float32.
+
+    ``np.zeros`` asks for huge pages, each of which would span the heads of several rows: the first token of a row
+    would then allocate all of its capacity.
+    """
+    size = math.prod(shape) * np.dtype(np.float32).itemsize
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages refuses the advice
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, np.float32).reshape(shape)
 
 
 def _move_rows(buffer: FloatArray, targets: IntArray, parents: IntArray, lengths: NDArray[Any]) -> None:

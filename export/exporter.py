@@ -1,0 +1,125 @@
+"""Checkpoint to bundle."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from export.bundle import (
+    GOLDEN_FILE,
+    GRAPHS_FOLDER,
+    TOKENIZER_FOLDER,
+    Bundle,
+    DecodingDefaults,
+    GoldenSentence,
+    Manifest,
+    write_bundle,
+    write_golden,
+)
+from export.bundle.fields import Fields
+from export.errors import ExportError
+from export.graphs.description import describe, dimensions_of
+from export.graphs.ort import FLAVOUR, write_graphs
+from model.checkpoint import Checkpoint, unique_parameters
+
+LARGEST_DEFAULT_LIMIT = 512
+# What the attention operator of the ``ort`` flavour asks of a head.
+_HEAD_DIM_MULTIPLE = 8
+
+
+def plan_manifest(
+    checkpoint: Checkpoint, *, max_source_tokens: int | None = None, max_output_tokens: int | None = None
+) -> Manifest:
+    """What the bundle of a checkpoint will say of itself, its files still unknown.
+
+    Args:
+        checkpoint: the model to export.
+        max_source_tokens: most tokens of one source, end token counted; None: as many as the model has positions,
+            512 at most.
+        max_output_tokens: most tokens of one output, end token not counted; None: likewise.
+
+    Raises:
+        ExportError: the model has a shape that the graphs cannot have, or a limit is out of range.
+        BundleError: a decoding default is out of range.
+    """
+    model, card = checkpoint.model, checkpoint.card
+    config = model.config
+    if config.head_dim % _HEAD_DIM_MULTIPLE:
+        raise ExportError(f"head_dim: got {config.head_dim}, wanted a multiple of {_HEAD_DIM_MULTIPLE}")
+    source_limit = _limit("max_source_tokens", max_source_tokens, max_positions=config.max_positions)
+    output_limit = _limit("max_output_tokens", max_output_tokens, max_positions=config.max_positions)
+    return Manifest(
+        name=card.name,
+        source_languages=card.source_languages,
+        target_languages=card.target_languages,
+        architecture=config.architecture,
+        dims=dimensions_of(model),
+        pad_id=config.pad_id,
+        unk_id=config.unk_id,
+        start_id=config.bos_id,
+        eos_id=config.eos_id,
+        suppressed_ids=config.suppressed_ids,
+        decoding=_decoding_defaults(card.decoding, max_output_tokens=output_limit),
+        max_source_tokens=source_limit,
+        max_output_tokens=output_limit,
+        parameter_count=sum(tensor.numel() for tensor in unique_parameters(model).values()),
+        graphs={"cpu": f"{FLAVOUR}-fp32"},
+        files={},
+        tool_versions=_tool_versions(),
+        license_note=card.license_note,
+    )
+
+
+def export_bundle(checkpoint: Checkpoint, out: Path, *, manifest: Manifest, golden: Iterable[GoldenSentence]) -> Bundle:
+    """Write a checkpoint as a bundle, in one move.
+
+    Args:
+        checkpoint: the model to export.
+        out: directory to write; a bundle that is there is replaced.
+        manifest: as ``plan_manifest`` made it.
+        golden: the exam that the bundle carries.
+
+    Raises:
+        BundleError: ``out`` holds something that is no bundle.
+    """
+    positions = max(manifest.max_source_tokens, manifest.max_output_tokens)
+
+    def fill(folder: Path) -> None:
+        write_golden(folder / GOLDEN_FILE, golden)
+        checkpoint.tokenizer.save(folder / TOKENIZER_FOLDER)
+        description = describe(checkpoint.model, positions=positions)
+        for flavour in set(manifest.graphs.values()):
+            write_graphs(description, folder / GRAPHS_FOLDER / flavour)
+
+    return write_bundle(out, manifest=manifest, fill=fill)
+
+
+def _limit(name: str, wanted: int | None, *, max_positions: int) -> int:
+    limit = min(LARGEST_DEFAULT_LIMIT, max_positions) if wanted is None else wanted
+    if not 1 <= limit <= max_positions:
+        raise ExportError(f"{name}: got {limit}, wanted 1 to max_positions = {max_positions}")
+    return limit
+
+
+def _decoding_defaults(card: dict[str, Any], *, max_output_tokens: int) -> DecodingDefaults:
+    merged = dataclasses.asdict(DecodingDefaults()) | card
+    unknown = sorted(set(card) - {field.name for field in dataclasses.fields(DecodingDefaults)})
+    if unknown:
+        raise ExportError(f"checkpoint: decoding: unknown field {', '.join(unknown)}")
+    defaults = DecodingDefaults.read(Fields(merged, where="checkpoint: decoding"))
+    return dataclasses.replace(defaults, max_output_tokens=min(defaults.max_output_tokens, max_output_tokens))
+
+
+def _tool_versions() -> dict[str, str]:
+    versions = {"numpy": np.__version__, "onnx": onnx.__version__, "torch": str(torch.__version__)}
+    with contextlib.suppress(metadata.PackageNotFoundError):  # run from a checkout that is not installed
+        versions["dragoman"] = metadata.version("dragoman")
+    return versions
