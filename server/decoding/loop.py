@@ -26,7 +26,7 @@ from server.decoding.admission import (
 )
 from server.decoding.delivery import Delivery
 from server.decoding.observer import Observer, SilentObserver
-from server.decoding.scheduler import Placement, Running, Scheduler, encoder_batches
+from server.decoding.scheduler import Placement, Running, Scheduler, encoder_batches, pad_sources
 from server.decoding.sequence import Outcome, Result, Sequence
 
 __all__ = ["DeadlineUnmeetable", "DecodeLoop", "LoopClosed", "QueueFull"]
@@ -206,15 +206,11 @@ class DecodeLoop:
         return placement
 
     def _encode(self, batch: list[Running]) -> None:
-        sources = [running.sequence.source for running in batch]
-        lengths = np.array([len(source) for source in sources], dtype=np.int64)
-        padded = np.full((len(batch), int(lengths.max())), self._pad_id, dtype=np.int64)
-        for line, source in zip(padded, sources, strict=True):
-            line[: len(source)] = source
+        sources, lengths = pad_sources([running.sequence.source for running in batch], pad_id=self._pad_id)
         rows = np.array([running.rows[0] for running in batch], dtype=np.int64)
-        self._runner.encode(sources=padded, lengths=lengths, rows=rows)
+        self._runner.encode(sources=sources, lengths=lengths, rows=rows)
         source_tokens = int(lengths.sum())
-        self._observer.encoded(1.0 - source_tokens / padded.size, source_tokens)
+        self._observer.encoded(1.0 - source_tokens / sources.size, source_tokens)
 
     def _step(self, placement: Placement) -> tuple[IntArray, FloatArray | None]:
         """Run the step and the cheapest head that serves every live row: ids and log-probs, [rows, k]."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -169,3 +170,12 @@ def encoder_batches(admitted: Iterable[Running]) -> list[list[Running]]:
     for running in admitted:
         by_length.setdefault(padded_length(len(running.sequence.source)), []).append(running)
     return list(by_length.values())
+
+
+def pad_sources(sources: Items[Items[int]], *, pad_id: int) -> tuple[IntArray, IntArray]:
+    """An encoder batch: sources int64 [batch, src_len], filled on the right, and their lengths int64 [batch]."""
+    lengths = np.array([len(source) for source in sources], dtype=np.int64)
+    batch = np.full((len(sources), int(lengths.max())), pad_id, dtype=np.int64)
+    for line, source in zip(batch, sources, strict=True):
+        line[: len(source)] = source
+    return batch, lengths
