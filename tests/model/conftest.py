@@ -47,9 +47,6 @@ GERMAN = [
     "Bank",
 ]
 
-# tiny matrices: a second thread only waits for the first
-torch.set_num_threads(1)
-
 
 @pytest.fixture(scope="session")
 def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
