@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -111,15 +112,18 @@ class Manifest:
         return self.graphs[target].rsplit("-", 1)[-1]
 
     def to_json(self) -> str:
-        """The text of ``manifest.json``."""
-        return to_json(dataclasses.asdict(self), indent=2) + "\n"
+        """The text of ``manifest.json``, with a checksum of all that it says."""
+        values = dataclasses.asdict(self)
+        checksum = hashlib.sha256(to_json(values).encode()).hexdigest()
+        return to_json({**values, "checksum": checksum}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: bytes, *, where: str) -> Manifest:
         """Read and check ``manifest.json``; ``where`` names it in messages.
 
         Raises:
-            BundleError: unknown format version, a missing or wrong field, or a path that leaves the bundle.
+            BundleError: unknown format version, a missing or wrong field, a path that leaves the bundle, or a text
+                that is not byte for byte what was written.
         """
         fields = Fields.parse(text, where=where)
         version = fields.integer("format_version")
@@ -148,6 +152,8 @@ class Manifest:
         )
         _check_limits(manifest, fields)
         _check_files(manifest, fields)
+        if manifest.to_json().encode() != text:
+            raise BundleError(f"{where}: altered: its checksum {fields.text('checksum')} is not that of its contents")
         return manifest
 
 

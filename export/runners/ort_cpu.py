@@ -165,7 +165,8 @@ class OrtCpuRunner:
 
     def logits(self) -> FloatArray:
         """Raw logits of the last step: float32 [rows, target_vocab_size], a view that the next step overwrites."""
-        view = self._logits[: self._stepped_rows(), : self._dims.target_vocab]
+        rows = self._stepped_rows()
+        view = self._logits[:rows, : self._dims.target_vocab]
         view.flags.writeable = False
         return view
 

@@ -1,0 +1,151 @@
+"""``dragoman export`` from a checkpoint on disk to a bundle whose golden answers its own runner gives again."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.bundle import Bundle
+from export.cli import add_commands
+from export.errors import ExportError
+from export.golden import Question, read_questions
+from export.runners.ort_cpu import OrtCpuRunner
+from model.checkpoint import Checkpoint, ModelCard, save_checkpoint
+from model.tokenizer import train_tokenizer
+from tests.export.tiny import random_model
+
+SENTENCES = ["A man rides a red bicycle.", "Two small dogs run on the street.", "The woman sits on a bench and sleeps."]
+
+
+def run(*arguments: str | Path) -> int:
+    parser = argparse.ArgumentParser()
+    add_commands(parser.add_subparsers())
+    parsed = parser.parse_args(["export", *map(str, arguments)])
+    assert parsed.extra == "export"
+    code: int = parsed.run(parsed)
+    return code
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    tokenizer = train_tokenizer(SENTENCES * 10, vocab_size=36)
+    model = random_model(source_vocab_size=36, target_vocab_size=36)
+    card = ModelCard(
+        name="tiny-en-de",
+        source_languages=("en",),
+        target_languages=("de",),
+        license_note="made for tests",
+        decoding={"beam_size": 4, "length_penalty": 0.6, "max_output_tokens": 12},
+    )
+    save_checkpoint(folder, Checkpoint(model, tokenizer, card))
+    (folder / "golden.tsv").write_text(f"{SENTENCES[0]}\tEin Mann.\n\n{SENTENCES[1]}\n")
+    return folder
+
+
+def test_export_gives_a_bundle_that_answers_its_own_exam(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(checkpoint, "--out", tmp_path / "bundle") == 0
+    shown = capsys.readouterr()
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.digest in shown.out
+    assert "2/2" in shown.err, "the progress bar counts golden sentences"
+    assert bundle.manifest.decoding.length_penalty == 0.6
+    assert bundle.manifest.license_note == "made for tests"
+    golden = bundle.golden()
+    assert [sentence.reference for sentence in golden] == ["Ein Mann.", None]
+    runner = OrtCpuRunner.open(bundle, threads=1)
+    for sentence in golden:
+        assert sentence.beam_options.length_penalty == 0.6
+        assert sentence.beam_options.max_output_tokens == 12
+        source = np.array([sentence.source_ids])
+        runner.encode(sources=source, lengths=np.array([source.shape[1]]), rows=np.array([0]))
+        token = bundle.manifest.start_id
+        for position, (log_prob, best) in enumerate(zip(sentence.greedy.log_probs, sentence.greedy.best, strict=True)):
+            runner.step(tokens=np.array([token]), positions=np.array([position]))
+            token = int(runner.argmax()[0])
+            ids, scores = runner.top_k(8)
+            assert token == (*sentence.greedy.ids, bundle.manifest.eos_id)[position]
+            assert [token_id for token_id, _ in best] == ids[0].tolist()
+            assert abs(scores[0, 0] - log_prob) < 1e-4
+
+
+def test_exporting_twice_gives_the_same_digest_and_replaces_the_bundle(checkpoint: Path, tmp_path: Path) -> None:
+    digests = set()
+    for _ in range(2):
+        assert run(checkpoint, "--out", tmp_path / "bundle") == 0
+        digests.add(Bundle.open(tmp_path / "bundle").digest)
+    assert len(digests) == 1
+
+
+def test_limits_may_be_lowered(checkpoint: Path, tmp_path: Path) -> None:
+    limits = ("--max-source-tokens", "30", "--max-output-tokens", "7")
+    assert run(checkpoint, "--out", tmp_path / "bundle", *limits) == 0
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    assert (manifest.max_source_tokens, manifest.max_output_tokens, manifest.decoding.max_output_tokens) == (30, 7, 7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--target", "tensorrt"), 2, "--target tensorrt --precision fp32 is not built yet"),
+        (("--precision", "int8"), 2, "--target cpu --precision int8 is not built yet"),
+        (("--golden", "nowhere.tsv"), 1, "nowhere.tsv: No such file"),
+        (("--max-source-tokens", "41"), 1, "max_source_tokens: got 41, wanted 1 to max_positions = 40"),
+        (("--max-source-tokens", "3"), 1, "wanted at most 3"),
+    ],
+)
+def test_a_fault_is_one_line(
+    arguments: tuple[str, ...],
+    code: int,
+    message: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(checkpoint, "--out", tmp_path / "bundle", *arguments) == code
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("dragoman export: ")
+    assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_checkpoint_or_exam_is_one_line(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "nowhere", "--out", tmp_path / "bundle") == 1
+    assert "nowhere" in capsys.readouterr().err
+    (tmp_path / "without").mkdir()
+    assert run(tmp_path / "without", "--out", tmp_path / "bundle") == 2
+    assert "--golden FILE is needed" in capsys.readouterr().err
+    assert run(checkpoint, "--out", checkpoint) == 1
+    assert "other files" in capsys.readouterr().err
+
+
+def test_questions_are_read_from_columns_or_records(tmp_path: Path) -> None:
+    columns, records = tmp_path / "a.tsv", tmp_path / "b.jsonl"
+    columns.write_text("one\r\n\ntwo\tzwei\n", encoding="utf-8")
+    records.write_text('{"source": "one"}\n{"source": "two", "reference": "zwei"}\n', encoding="utf-8")
+    assert read_questions(columns) == read_questions(records) == [Question("one"), Question("two", "zwei")]
+    for path, text in ((columns, "a\tb\tc"), (columns, "\n"), (records, "{}"), (records, "one")):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ExportError, match=path.name):
+            read_questions(path)
+    columns.write_bytes(b"\xff")
+    with pytest.raises(ExportError, match="not UTF-8"):
+        read_questions(columns)
+
+
+def test_serving_needs_neither_torch_nor_onnx() -> None:
+    program = (
+        "import sys, export.bundle, export.cli, export.runners.ort_cpu;"
+        "print([name for name in ('torch', 'onnx', 'safetensors', 'model.transformer') if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"

@@ -1,0 +1,195 @@
+"""The runner's rows: moves under any mapping of parents, reuse, and the checks at its edge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from export.bundle import Bundle
+from export.runners.ort_cpu import OrtCpuRunner
+from export.runners.protocol import IntArray, RunnerError, ShapeError
+from export.runners.row_cache import RowCaches
+from model.transformer import Transformer
+from tests.export.tiny import START, padded, random_model, sources_of
+
+Open = Callable[..., OrtCpuRunner]
+VOCAB = 301
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row should hold: its source and the tokens that its cache has seen."""
+
+    source: tuple[int, ...]
+    tokens: tuple[int, ...] = ()
+
+
+def recomputed(model: Transformer, row: Row) -> np.ndarray:
+    source, target = torch.tensor([row.source]), torch.tensor([row.tokens])
+    with torch.no_grad():
+        logits: np.ndarray = model(source, target, source_mask=torch.ones_like(source, dtype=torch.bool))[0, -1].numpy()
+    return logits
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_hold_what_their_parents_held_under_any_mapping(seed: int, open_runner: Open) -> None:
+    model = random_model()
+    runner = open_runner(model, max_rows=7)
+    draw = np.random.default_rng(seed)
+    rows: list[Row | None] = [None] * 7
+    worst = 0.0
+    for turn in range(25):
+        joining = [int(row) for row in draw.permutation(7)[: draw.integers(0, 4)]] if turn else list(range(7))
+        if joining:
+            sources = sources_of(draw.integers(1, 20, len(joining)), vocab=VOCAB, seed=100 * seed + turn)
+            array, lengths = padded(sources)
+            runner.encode(sources=array, lengths=lengths, rows=np.array(joining))
+            for place, source in zip(joining, sources, strict=True):
+                rows[place] = Row(tuple(source.tolist()))
+        live = int(draw.integers(1, 8))
+        kind = draw.integers(4)
+        parents = {0: draw.integers(0, 7, live), 1: draw.permutation(7)[:live], 2: np.arange(live)}.get(int(kind))
+        before = [rows[parent] for parent in (range(live) if parents is None else parents)]
+        after = [Row(row.source, (*row.tokens, int(draw.integers(4, VOCAB)))) for row in before if row is not None]
+        runner.step(
+            tokens=np.array([row.tokens[-1] for row in after]),
+            positions=np.array([len(row.tokens) - 1 for row in after]),
+            parents=parents,
+        )
+        rows[:live] = after
+        for row, got in zip(after, runner.logits(), strict=True):
+            worst = max(worst, float(np.abs(got - recomputed(model, row)).max()))
+    print(f"worst difference from recomputation: {worst:.1e}")
+    assert worst < 1e-4
+
+
+def test_a_reorder_within_one_source_leaves_cross_attention_where_it_is(tiny_bundle: Bundle) -> None:
+    caches = RowCaches(tiny_bundle.manifest.dims, rows=3, source_capacity=4, target_capacity=4)
+    memory = [np.full((1, 4, 2, 8), buffer + 1.0, np.float32) for buffer in range(len(caches.cross))]
+    caches.write_sources(memory, lengths=np.array([2]), rows=np.array([0]))
+    caches.move(np.array([0, 0]), positions=np.array([0, 0]))
+    assert caches.source_lengths.tolist() == [2, 2, 0]
+    assert np.array_equal(caches.cross[:, 1, :, :2], caches.cross[:, 0, :, :2])
+
+    caches.own[:, 0], caches.own[:, 1] = 10.0, 20.0
+    caches.cross[:, 1] = -1.0  # would be overwritten if the rows of one source were moved
+    caches.move(np.array([1, 0]), positions=np.array([3, 2]))
+    assert (caches.cross[:, 1] == -1.0).all()
+    assert (caches.own[:, 0, :, :3] == 20.0).all()
+    assert (caches.own[:, 0, :, 3:] == 10.0).all(), "only the used length is moved"
+    assert (caches.own[:, 1, :, :2] == 10.0).all()
+
+
+def test_a_row_that_is_encoded_anew_forgets_its_former_source(open_runner: Open) -> None:
+    model = random_model()
+    runner = open_runner(model)
+    long, short = sources_of([25, 3], vocab=VOCAB)
+    for source in (long, short):
+        runner.encode(sources=source[None], lengths=np.array([len(source)]), rows=np.array([0]))
+        for position, token in enumerate((START, 9, 30)):
+            runner.step(tokens=np.array([token]), positions=np.array([position]))
+        difference = np.abs(runner.logits()[0] - recomputed(model, Row(tuple(source.tolist()), (START, 9, 30)))).max()
+        assert difference < 1e-4
+
+
+def test_heads_and_logits_agree_and_may_be_called_again(open_runner: Open) -> None:
+    model = random_model()
+    runner = open_runner(model, max_rows=5)
+    array, lengths = padded(sources_of([4, 9, 6], vocab=VOCAB))
+    runner.encode(sources=array, lengths=lengths, rows=np.arange(3))
+    for rows in (3, 2, 3):
+        runner.step(tokens=np.full(rows, START), positions=np.zeros(rows, np.int64))
+        logits = torch.from_numpy(runner.logits().copy())
+        selectable = logits.clone()
+        selectable[:, [0, 1, 2]] = -torch.inf
+        assert runner.argmax().tolist() == selectable.argmax(1).tolist()
+        for k in (1, 8, 32, 8):
+            ids, log_probs = runner.top_k(k)
+            assert ids.tolist() == selectable.topk(k).indices.tolist()
+            assert np.abs(log_probs - logits.log_softmax(1).gather(1, torch.from_numpy(ids)).numpy()).max() < 1e-5
+
+
+def test_the_last_position_and_the_longest_source_fit(open_runner: Open) -> None:
+    model = random_model(max_positions=6)
+    runner = open_runner(model)
+    assert (runner.limits.max_source_tokens, runner.limits.max_output_tokens) == (6, 6)
+    source = sources_of([6], vocab=VOCAB)[0]
+    runner.encode(sources=source[None], lengths=np.array([6]), rows=np.array([0]))
+    tokens = (START, 9, 30, 31, 32, 33)
+    for position, token in enumerate(tokens):
+        runner.step(tokens=np.array([token]), positions=np.array([position]))
+    assert np.abs(runner.logits()[0] - recomputed(model, Row(tuple(source.tolist()), tokens))).max() < 1e-4
+
+
+def ints(*values: int) -> IntArray:
+    return np.array(values, dtype=np.int64)
+
+
+ENCODE_FAULTS: dict[str, dict[str, Any]] = {
+    "sources: got int32 [1, 2], wanted int64 [batch, src_len]": {"sources": np.array([[5, 3]], np.int32)},
+    "lengths: got int64 [2], wanted int64 [1]": {"lengths": ints(2, 2)},
+    "rows: got list, wanted array int64 [1]": {"rows": [0]},
+    "src_len: got 41, wanted 1 to 40": {"sources": np.full((1, 41), 5)},
+    "sources: got 301, wanted 0 to 300": {"sources": ints(301, 3)[None]},
+    "sources: got -1, wanted 0 to 300": {"sources": ints(-1, 3)[None]},
+    "lengths: got 3, wanted 1 to 2": {"lengths": ints(3)},
+    "lengths: got 0, wanted 1 to 2": {"lengths": ints(0)},
+    "rows: got 4, wanted 0 to 3": {"rows": ints(4)},
+}
+STEP_FAULTS: dict[str, dict[str, Any]] = {
+    "tokens: got float64 [1], wanted int64 [rows]": {"tokens": np.array([2.0])},
+    "positions: got int64 [2], wanted int64 [1]": {"positions": ints(0, 0)},
+    "rows: got 5, wanted 1 to 4": {"tokens": ints(*[2] * 5), "positions": ints(*[0] * 5)},
+    "rows: got 0, wanted 1 to 4": {"tokens": ints(), "positions": ints()},
+    "tokens: got 301, wanted 0 to 300": {"tokens": ints(301)},
+    "positions: got 40, wanted 0 to 39": {"positions": ints(40)},
+    "parents: got int64 [2], wanted int64 [1]": {"parents": ints(0, 1)},
+    "parents: got 4, wanted 0 to 3": {"parents": ints(4)},
+    "rows: got row 1 without a source": {"tokens": ints(2, 2), "positions": ints(0, 0)},
+}
+
+
+@pytest.fixture(scope="module")
+def small_runner(tiny_bundle: Bundle) -> OrtCpuRunner:
+    runner = OrtCpuRunner.open(tiny_bundle, threads=1, max_rows=4)
+    runner.encode(sources=ints(5, 3)[None], lengths=ints(2), rows=ints(0))
+    return runner
+
+
+@pytest.mark.parametrize("message", ENCODE_FAULTS)
+def test_encode_names_what_does_not_fit(message: str, small_runner: OrtCpuRunner) -> None:
+    arguments = {"sources": ints(5, 3)[None], "lengths": ints(2), "rows": ints(0)} | ENCODE_FAULTS[message]
+    with pytest.raises(ShapeError) as caught:
+        small_runner.encode(**arguments)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("message", STEP_FAULTS)
+def test_step_names_what_does_not_fit(message: str, small_runner: OrtCpuRunner) -> None:
+    arguments = {"tokens": ints(2), "positions": ints(0)} | STEP_FAULTS[message]
+    with pytest.raises(ShapeError) as caught:
+        small_runner.step(**arguments)
+    assert message in str(caught.value)
+
+
+def test_heads_want_a_step_and_an_open_runner(tiny_bundle: Bundle) -> None:
+    runner = OrtCpuRunner.open(tiny_bundle, threads=1, max_rows=2, max_candidates=5)
+    assert runner.precision == "fp32"
+    assert runner.limits.max_candidates == 5
+    with pytest.raises(ShapeError, match="before any step"):
+        runner.argmax()
+    runner.encode(sources=ints(5, 3)[None], lengths=ints(2), rows=ints(0))
+    runner.step(tokens=ints(2), positions=ints(0))
+    with pytest.raises(ShapeError, match="k: got 6, wanted 1 to 5"):
+        runner.top_k(6)
+    runner.close()
+    runner.close()
+    with pytest.raises(RunnerError, match="closed"):
+        runner.step(tokens=ints(2), positions=ints(0))
+    with pytest.raises(RunnerError, match="closed"):
+        runner.logits()

@@ -1,0 +1,75 @@
+"""Small seeded models and the bundles made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from export.bundle import Bundle, GoldenSentence
+from export.exporter import export_bundle, plan_manifest
+from export.runners.protocol import IntArray
+from model.checkpoint import Checkpoint, ModelCard
+from model.config import TransformerConfig
+from model.tokenizer import Tokenizer
+from model.transformer import Transformer
+
+PAD, START = 0, 2
+SMALL: dict[str, Any] = {
+    "source_vocab_size": 301,
+    "target_vocab_size": 301,
+    "d_model": 32,
+    "heads": 4,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "ffn_dim": 48,
+    "max_positions": 40,
+}
+CARD = ModelCard(name="tiny", source_languages=("en",), target_languages=("de",), license_note="none")
+
+# tiny matrices: a second thread only waits for the first
+torch.set_num_threads(1)
+
+
+class NoTokenizer:
+    """Stands where a bundle wants a tokenizer that no test reads."""
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir()
+        (directory / "sentencepiece.model").write_bytes(b"no tokenizer")
+
+
+def random_model(seed: int = 1, **fields: Any) -> Transformer:
+    """A model whose every parameter counts, biases and norms too, and whose logits lie well apart."""
+    torch.manual_seed(seed)
+    model = Transformer(TransformerConfig(**(SMALL | fields)))
+    model.initialise()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+def sources_of(lengths: Iterable[int], *, vocab: int, seed: int = 3) -> list[IntArray]:
+    """Random sources of the given lengths, end token last."""
+    draw = np.random.default_rng(seed)
+    return [np.append(draw.integers(4, vocab, length - 1), 3) for length in lengths]
+
+
+def padded(sources: list[IntArray], *, to: int | None = None) -> tuple[IntArray, IntArray]:
+    """One array of sources and their lengths."""
+    lengths = np.array([len(source) for source in sources])
+    array = np.full((len(sources), to or lengths.max()), PAD)
+    for row, source in zip(array, sources, strict=True):
+        row[: len(source)] = source
+    return array, lengths
+
+
+def export_model(model: Transformer, out: Path, *, golden: Iterable[GoldenSentence] = ()) -> Bundle:
+    """The bundle of a model that has no tokenizer."""
+    checkpoint = Checkpoint(model, cast(Tokenizer, NoTokenizer()), CARD)
+    return export_bundle(checkpoint, out, manifest=plan_manifest(checkpoint), golden=golden)
