@@ -1,0 +1,208 @@
+"""The body of ``dragoman verify``: measure a bundle, print what was found, write the certificate."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from export.bundle import CERTIFICATE_FILE, Bundle, BundleError, Exam, read_certificate, write_certificate
+from export.runners.ort_cpu import OrtCpuRunner
+from export.runners.protocol import Runner
+from model.tokenizer import TokenizerError
+from server.exam import ExamError, Thresholds
+from server.quality import Measured, measure
+from server.resources import cpu_count
+from server.verify_report import report
+
+_TOOLS = ("dragoman", "numpy", "onnxruntime", "sacrebleu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to verify, and how.
+
+    Attributes:
+        path: the bundle.
+        golden: a further golden set; None: the bundle's own alone.
+        references: people's translations of the golden set, line by line; None: those it holds.
+        out: certificate to write; None: the bundle's.
+        threads: CPU threads; None: all this process may use.
+        min_exact_rate: least token-exact rate.
+        max_bleu_loss: most BLEU below the reference; None: not asked.
+    """
+
+    path: Path
+    golden: Path | None = None
+    references: Path | None = None
+    out: Path | None = None
+    threads: int | None = None
+    min_exact_rate: float = 1.0
+    max_bleu_loss: float | None = None
+
+
+def verify_bundle(request: Request) -> int:
+    """Sit the exam on the runner at hand, print the findings, write the certificate; returns the exit code."""
+    try:
+        bundle = Bundle.open(request.path)
+        certificate = _certificate_path(request)
+        exam = _sit_and_report(bundle, request)
+        try:
+            add_to_certificate(certificate, exam)
+        except OSError as error:
+            raise BundleError(f"{certificate}: {error.strerror}; name another file with --out FILE") from error
+    except (BundleError, ExamError, TokenizerError, OSError) as error:
+        print(f"dragoman verify: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{'certified' if exam.passed else 'NOT certified'}: {certificate}")
+    return 0 if exam.passed else 1
+
+
+def _certificate_path(request: Request) -> Path:
+    """Where the certificate goes; found out before the exam, which may be long."""
+    if request.out is not None:
+        if not request.out.parent.is_dir():
+            raise BundleError(f"{request.out}: got no directory {request.out.parent}, wanted one to write to")
+        return request.out
+    if not os.access(request.path, os.W_OK):
+        raise BundleError(f"{request.path}: cannot be written to; name the certificate with --out FILE")
+    return request.path / CERTIFICATE_FILE
+
+
+def open_runner(bundle: Bundle, *, threads: int) -> Runner:
+    """The runner at hand for this bundle."""
+    return OrtCpuRunner.open(bundle, threads=threads)
+
+
+def _sit_and_report(bundle: Bundle, request: Request) -> Exam:
+    runner = open_runner(bundle, threads=request.threads or cpu_count())
+    print(f"bundle  {bundle.manifest.name}, digest {bundle.digest}")
+    print(f"runner  {runner.name}, {runner.precision}, on {describe_device()}")
+    thresholds = Thresholds.of_precision(runner.precision, min_exact_rate=request.min_exact_rate)
+    outside = None
+    with tqdm(desc="exam", unit=" answers", leave=False, dynamic_ncols=True, disable=None) as progress:
+
+        def on_answer() -> None:
+            progress.update()
+
+        try:
+            own = measure(bundle, runner, on_answer=on_answer)
+            if request.golden or request.references:
+                outside = measure(
+                    bundle,
+                    runner,
+                    golden_file=request.golden,
+                    references_file=request.references,
+                    on_answer=on_answer,
+                )
+        finally:
+            runner.close()
+    for title, measured in (("the bundle's golden set", own), ("outside files", outside)):
+        if measured is not None:
+            print(f"\n{title}: {measured.result.sentences} sentences")
+            print("\n".join(report(measured, thresholds, max_bleu_loss=request.max_bleu_loss)))
+    return make_exam(
+        bundle,
+        runner,
+        own=own,
+        outside=outside,
+        thresholds=thresholds,
+        max_bleu_loss=request.max_bleu_loss,
+    )
+
+
+def make_exam(
+    bundle: Bundle,
+    runner: Runner,
+    *,
+    own: Measured,
+    outside: Measured | None,
+    thresholds: Thresholds,
+    max_bleu_loss: float | None,
+) -> Exam:
+    """The certificate's record.
+
+    Args:
+        bundle: what sat.
+        runner: on what.
+        own: measured on the bundle's own golden set.
+        outside: measured on outside files, which enter as figures and digests only; None: there were none.
+        thresholds: what had to hold.
+        max_bleu_loss: most BLEU below the reference; None: not asked.
+    """
+    result = own.result
+    beam = own.quality.get("beam")
+    asked = {**vars(thresholds), "max_bleu_loss": max_bleu_loss}
+    measured = [own] if outside is None else [own, outside]
+    return Exam(
+        manifest_sha256=bundle.digest,
+        runner=runner.name,
+        device=describe_device(),
+        precision=runner.precision,
+        verify_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        passed=all(one.passes(thresholds, max_bleu_loss=max_bleu_loss) for one in measured),
+        sentences=result.sentences,
+        token_exact_rate=result.token_exact_rate,
+        max_log_prob_difference=result.max_log_prob_difference,
+        max_score_difference=result.max_score_difference,
+        exceptions=[difference.record() for difference in result.exceptions],
+        **({} if beam is None else vars(beam)),
+        outside_files=[] if outside is None else [_outside_record(outside)],
+        tool_versions=_tool_versions(),
+        thresholds={name: float(value) for name, value in asked.items() if value is not None},
+    )
+
+
+def _outside_record(outside: Measured) -> dict[str, Any]:
+    result = outside.result
+    return {
+        **outside.digests,
+        "sentences": result.sentences,
+        "token_exact_rate": result.token_exact_rate,
+        "max_log_prob_difference": result.max_log_prob_difference,
+        "max_score_difference": result.max_score_difference,
+        "exceptions": len(result.exceptions),
+        **{search: vars(quality) for search, quality in outside.quality.items()},
+    }
+
+
+def add_to_certificate(path: Path, exam: Exam) -> None:
+    """Write ``exam`` beside those of other runners, devices and precisions; stale ones go.
+
+    Raises:
+        BundleError: what is there is no certificate.
+        OSError: it cannot be written.
+    """
+
+    def key(one: Exam) -> tuple[str, str, str]:
+        return one.runner, one.device, one.precision
+
+    kept = [one for one in read_certificate(path) if one.manifest_sha256 == exam.manifest_sha256]
+    write_certificate(path, [*(one for one in kept if key(one) != key(exam)), exam])
+
+
+def describe_device() -> str:
+    """The processor in words."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _tool_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for tool in _TOOLS:
+        try:
+            versions[tool] = importlib.metadata.version(tool)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # run from a source tree that is not installed
+    return versions

@@ -1,0 +1,65 @@
+"""``dragoman verify``: does this bundle, on this runner and device, answer as its reference does?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_verify_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``verify``; what it needs is imported only when it runs."""
+    verify = commands.add_parser("verify", help="let a bundle sit its exam and write its certificate")
+    verify.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory that `dragoman export` wrote")
+    verify.add_argument("--golden", type=Path, metavar="FILE", help="a further golden set (.jsonl) to be held to")
+    verify.add_argument(
+        "--references",
+        type=Path,
+        metavar="FILE",
+        help="people's translations, one line per sentence of the golden set (default: those it holds)",
+    )
+    verify.add_argument(
+        "--out", type=Path, metavar="FILE", help="certificate to write (default: BUNDLE/certificate.json)"
+    )
+    verify.add_argument(
+        "--threads", type=_positive, metavar="N", help="CPU threads (default: all this process may use)"
+    )
+    verify.add_argument(
+        "--min-exact",
+        type=_rate,
+        default=1.0,
+        metavar="R",
+        help="least share of sentences with the reference's token ids, 0 to 1 (default: %(default)s)",
+    )
+    verify.add_argument(
+        "--max-bleu-loss", type=float, metavar="B", help="most BLEU below the reference's (default: not asked)"
+    )
+    verify.set_defaults(run=run_verify)
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, wanted at least 1")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    if not 0.0 <= float(text) <= 1.0:
+        raise argparse.ArgumentTypeError(f"got {text}, wanted 0 to 1")
+    return float(text)
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Verify a bundle; returns the exit code: 0 where it is certified, else 1."""
+    # Not at the top: every command builds this one's parser, and a server should not pay for sacreBLEU's memory.
+    from server.certify import Request, verify_bundle  # noqa: PLC0415
+
+    request = Request(
+        path=arguments.bundle,
+        golden=arguments.golden,
+        references=arguments.references,
+        out=arguments.out,
+        threads=arguments.threads,
+        min_exact_rate=arguments.min_exact,
+        max_bleu_loss=arguments.max_bleu_loss,
+    )
+    return verify_bundle(request)
