@@ -1,0 +1,1 @@
+"""The gRPC service: checks requests, hands them to the decode loop, answers."""
