@@ -35,12 +35,14 @@ class OrtCpuRunner:
         dims = manifest.dims
         contracts = contract.graph_contracts(dims)
 
-        def load(name: str) -> Any:
+        def load(name: str, *, threads: int) -> Any:
             return open_session(bundle.graph_path(TARGET, name), contract=contracts[name], threads=threads)
 
         self._dims = dims
-        self._encoder = load("encoder")
-        self._step, self._argmax, self._top_k = (BoundGraph(load(name)) for name in ("step", "argmax", "top_k"))
+        self._encoder = load("encoder", threads=threads)
+        self._step = BoundGraph(load("step", threads=threads))
+        # A head takes a fraction of a millisecond: waking another thread costs more than it brings.
+        self._argmax, self._top_k = (BoundGraph(load(name, threads=1)) for name in ("argmax", "top_k"))
         self._caches = RowCaches(
             dims,
             rows=max_rows,
@@ -72,7 +74,7 @@ class OrtCpuRunner:
 
         Args:
             bundle: exported for the target ``cpu``.
-            threads: that one encode, step or head uses.
+            threads: that one encode or step uses; heads use one.
             max_rows: most live rows of a step.
             max_candidates: largest ``k`` of ``top_k``; lowered to the number of selectable tokens.
 

@@ -1,0 +1,74 @@
+"""Time one decoder step, the heads and the encoder of a bundle on ONNX Runtime, CPU.
+
+    python benchmarks/step.py BUNDLE [--rows 1 8 32 64] [--threads 1 2] [--rounds 60]
+
+Thread counts are interleaved round by round, so that other load on the machine meets them alike; medians and minima
+are printed, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from export.bundle import Bundle
+from export.runners.ort_cpu import OrtCpuRunner
+
+PARTS = ("encode", "step", "argmax", "top_k(8)")
+
+
+def parts_of(runner: OrtCpuRunner, *, rows: int, vocab: int) -> dict[str, Callable[[], object]]:
+    """What is timed, for sources of 8 to 20 tokens and outputs 5 to 24 tokens long."""
+    draw = np.random.default_rng(rows)
+    sources = draw.integers(4, vocab, (rows, 20))
+    lengths = draw.integers(8, 21, rows)
+    tokens = draw.integers(4, vocab, rows)
+    positions = draw.integers(5, 25, rows)
+    return {
+        "encode": lambda: runner.encode(sources=sources, lengths=lengths, rows=np.arange(rows)),
+        "step": lambda: runner.step(tokens=tokens, positions=positions),
+        "argmax": runner.argmax,
+        "top_k(8)": lambda: runner.top_k(8),
+    }
+
+
+def main() -> None:
+    """Measure and print one line per row count, thread count and part."""
+    parser = argparse.ArgumentParser(description="time the parts of a decoder step")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=60)
+    arguments = parser.parse_args()
+    bundle = Bundle.open(arguments.bundle)
+    vocab = min(bundle.manifest.dims.source_vocab, bundle.manifest.dims.target_vocab)
+    runners = {
+        threads: OrtCpuRunner.open(bundle, threads=threads, max_rows=max(arguments.rows))
+        for threads in arguments.threads
+    }
+    print(f"{bundle.manifest.architecture}; milliseconds, median / minimum of {arguments.rounds} rounds")
+    print(f"{'rows':>5} {'threads':>8}" + "".join(f"{part:>18}" for part in PARTS))
+    for rows in arguments.rows:
+        seconds: dict[tuple[int, str], list[float]] = defaultdict(list)
+        for turn in range(arguments.rounds + 1):
+            for threads, runner in runners.items():
+                for part, run in parts_of(runner, rows=rows, vocab=vocab).items():
+                    began = time.perf_counter()
+                    run()
+                    if turn:  # the first round binds buffers
+                        seconds[threads, part].append(time.perf_counter() - began)
+        for threads in runners:
+            cells = [
+                f"{np.median(seconds[threads, part]) * 1e3:.3f} / {min(seconds[threads, part]) * 1e3:.3f}"
+                for part in PARTS
+            ]
+            print(f"{rows:>5} {threads:>8}" + "".join(f"{cell:>18}" for cell in cells))
+
+
+if __name__ == "__main__":
+    main()
