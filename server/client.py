@@ -1,6 +1,6 @@
 """A small synchronous client: a deadline on every call, retries of UNAVAILABLE only.
 
-    with Client("127.0.0.1:50051") as client:
+    with TranslationClient("127.0.0.1:50051") as client:
         for translation in client.translate(["A man is riding a bicycle."]):
             print(translation.text)
 
@@ -83,7 +83,7 @@ class CallFailed(ClientError):  # noqa: N818
     """The server, or the deadline, ended the call."""
 
 
-class Client:
+class TranslationClient:
     """A connection to one server; thread-safe."""
 
     def __init__(

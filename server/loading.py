@@ -20,19 +20,11 @@ from server.exam import ExamError, Thresholds, sit_exam
 from server.metrics import Metrics, ModelMetrics
 from server.models import Limits, ModelState, ServedModel
 from server.resources import cpu_count
-from server.service.errors import (
-    DeadlineUnmeetableError,
-    Draining,
-    InvalidRequest,
-    Loading,
-    NotCertified,
-    QueueFullError,
-)
+from server.service.errors import MODEL_REASONS
 
 _log = logging.getLogger(__name__)
 
 _WARM_UP_SENTENCES = 4
-_MODEL_REJECTIONS = (InvalidRequest, NotCertified, Loading, Draining, QueueFullError, DeadlineUnmeetableError)
 
 
 class LoadError(Exception):
@@ -91,7 +83,7 @@ def _open_model(path: Path, config: ServeConfig, metrics: Metrics) -> tuple[Serv
     max_candidates = 2 * config.max_beam_size
     threads = config.threads or cpu_count()
     runner = OrtCpuRunner.open(bundle, threads=threads, max_rows=config.max_rows, max_candidates=max_candidates)
-    model_metrics = ModelMetrics(metrics, manifest.name, reasons=[error.reason for error in _MODEL_REJECTIONS])
+    model_metrics = ModelMetrics(metrics, manifest.name, reasons=MODEL_REASONS)
     model_metrics.loaded(runner=runner.name, precision=runner.precision, digest=bundle.digest)
     decode_loop = DecodeLoop(
         runner,

@@ -17,7 +17,8 @@ from server.loading import LoadError, load_models
 from server.metrics import Metrics, MetricsServer
 from server.models import Registry, ServedModel
 from server.resources import cpu_count, memory_limit_bytes
-from server.service.app import METHODS, MODEL_LESS_REASONS, App, BindError
+from server.service.app import METHODS, App, BindError
+from server.service.errors import MODEL_LESS_REASONS
 
 _log = logging.getLogger(__name__)
 

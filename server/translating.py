@@ -15,7 +15,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from dragoman.v1 import translation_pb2 as pb
-from server.client import BadRequestError, Client, ClientError
+from server.client import BadRequestError, ClientError, TranslationClient
 from server.lines import LineReader, UndecodableLineError
 
 # Enough for the server to fill its rows while it works on the batches before; few enough for a short queue.
@@ -39,7 +39,7 @@ class _Batch(NamedTuple):
 def run_translate(arguments: argparse.Namespace, *, server: str) -> int:
     """Translate what the command line names; returns the exit code."""
     decoding = pb.DecodingConfig(beam_size=arguments.beam_size)
-    client = Client(
+    client = TranslationClient(
         server,
         model=arguments.model,
         source_language=arguments.source_language,
@@ -69,7 +69,7 @@ def one_line(text: str) -> str:
     return _LINE_BREAKS.sub(" ", text)
 
 
-def _translate_lines(client: Client, reader: LineReader) -> None:
+def _translate_lines(client: TranslationClient, reader: LineReader) -> None:
     """One line out per line in, in order; several batches are under way at a time."""
     lines = reader.count_ahead()
     # Where the translations themselves scroll by, they are the progress.
@@ -84,7 +84,7 @@ def _translate_lines(client: Client, reader: LineReader) -> None:
 
 
 @contextmanager
-def _closing_pool(client: Client) -> Iterator[Callable[[Sequence[str]], Future[list[pb.Translation]]]]:
+def _closing_pool(client: TranslationClient) -> Iterator[Callable[[Sequence[str]], Future[list[pb.Translation]]]]:
     """Threads that call the server; on the way out, calls in progress are ended rather than waited for."""
     pool = ThreadPoolExecutor(BATCHES_AHEAD)
     try:
@@ -135,7 +135,7 @@ def _print_all(translations: Sequence[pb.Translation], *, first_line: int) -> No
     sys.stdout.flush()
 
 
-def _stream(client: Client, texts: Sequence[str]) -> None:
+def _stream(client: TranslationClient, texts: Sequence[str]) -> None:
     """Translate text by text and print every piece as it comes."""
     for text in texts or _lines(LineReader(sys.stdin.fileno())):
         for message in client.stream([text]):

@@ -17,7 +17,6 @@ from dragoman.v1.translation_pb2_grpc import add_TranslationServiceServicer_to_s
 from server.config import Address, ServeConfig
 from server.metrics import Metrics
 from server.models import Registry
-from server.service.errors import Draining, InvalidRequest, Loading, ModelNotFound, Undecodable
 from server.service.guard import Guard
 from server.service.health import Health
 from server.service.translation import TranslationService
@@ -25,7 +24,6 @@ from server.service.translation import TranslationService
 _DESCRIPTOR = pb.DESCRIPTOR.services_by_name["TranslationService"]
 SERVICE = _DESCRIPTOR.full_name
 METHODS = tuple(f"{SERVICE}/{method.name}" for method in _DESCRIPTOR.methods)
-MODEL_LESS_REASONS = tuple(error.reason for error in (InvalidRequest, Undecodable, ModelNotFound, Draining, Loading))
 
 _WORKERS = 2
 _HEALTH_EVERY_S = 1.0
@@ -50,7 +48,11 @@ class BindError(Exception):
 
 
 class App:
-    """A server over the models of a registry; lives on one event loop."""
+    """A server over the models of a registry; lives on one event loop.
+
+    Attributes:
+        drained: set once new calls are refused.
+    """
 
     def __init__(self, config: ServeConfig, *, registry: Registry, metrics: Metrics) -> None:
         """Put the parts together; must run on the event loop that will serve."""
@@ -66,6 +68,7 @@ class App:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
         self._watching: asyncio.Task[None] | None = None
+        self.drained = asyncio.Event()
 
     async def start(self) -> Address:
         """Listen; health says NOT_SERVING until the models serve. Returns the address, its port resolved.
@@ -87,6 +90,10 @@ class App:
         """Tell at once what has changed, rather than within a second."""
         await self._health.refresh()
 
+    async def calls_ended(self) -> None:
+        """Wait until no accepted call is in progress."""
+        await self._guard.idle.wait()
+
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_HEALTH_EVERY_S)
@@ -106,6 +113,7 @@ class App:
         await self._health.leave()
         await _first_of(hurry, timeout_s=lame_duck_s)
         self._registry.drain()
+        self.drained.set()
         await _first_of(hurry, self._guard.idle, timeout_s=grace_s)
         all_answered = self._guard.in_progress == 0
         for model in self._registry.all():

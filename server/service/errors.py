@@ -174,6 +174,14 @@ REJECTIONS: tuple[type[ServiceError], ...] = (
 )
 """Errors by which a call is turned away before anything was decoded."""
 
+MODEL_LESS_REASONS = tuple(error.reason for error in (InvalidRequest, Undecodable, ModelNotFound, Draining, Loading))
+"""Why a call may be turned away before its model is known."""
+
+MODEL_REASONS = tuple(
+    error.reason for error in (InvalidRequest, NotCertified, Loading, Draining, QueueFullError, DeadlineUnmeetableError)
+)
+"""Why a call of a known model may be turned away."""
+
 
 def to_status(error: ServiceError) -> status_pb2.Status:
     """The status that carries ``error`` with all its details."""

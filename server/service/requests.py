@@ -136,17 +136,18 @@ def _match_languages(
     for side in ("source", "target"):
         field = f"{side}_language_code"
         code: str = getattr(request, field)
-        served = {model.name: getattr(model.manifest, f"{side}_languages") for model in matching}
-        offered = ", ".join(sorted({language for languages in served.values() for language in languages}))
+        # After a wrong source language the target is looked at all the same, to report both.
+        served = {model: getattr(model.manifest, f"{side}_languages") for model in matching or models}
         if code:
-            matching = [model for model in matching if match_language(code, served[model.name])]
-            complaint = f"got {quote(code)}, wanted one of {offered}"
+            left = [model for model, languages in served.items() if match_language(code, languages)]
         else:
             # Unset stands for a model's only language.
-            matching = [model for model in matching if len(served[model.name]) == 1]
-            complaint = f"got none, wanted one of {offered}"
-        if served and not matching:
-            violations.append(Violation(field, complaint))
+            left = [model for model, languages in served.items() if len(languages) == 1]
+        if not left:
+            offered = sorted({language for languages in served.values() for language in languages})
+            got = quote(code) if code else "none"
+            violations.append(Violation(field, f"got {got}, wanted one of {', '.join(offered)}"))
+        matching = [model for model in left if model in matching]
     return matching
 
 
