@@ -5,6 +5,7 @@ It needs neither tokenizer nor torch. Greedy search sits it twice: alone (argmax
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -179,20 +180,35 @@ def _decode(
     return [results[index].hypotheses[0] for index in range(len(questions))]
 
 
-def _log_prob_errors(manifest: Manifest, runner: Runner, asked: Items[GoldenSentence]) -> list[tuple[float, float]]:
-    """Largest difference from any log-prob that the golden set holds, per sentence for (greedy, beam)."""
+@dataclass
+class _LogProbError:
+    """Largest difference of log-probs on one golden output, teacher-forced."""
+
+    of_any: float = 0.0
+    of_chosen: float = 0.0
+
+
+def _log_prob_errors(
+    manifest: Manifest, runner: Runner, asked: Items[GoldenSentence]
+) -> list[tuple[_LogProbError, _LogProbError]]:
+    """Per sentence, for (greedy, beam): over the chosen tokens, and over all that the golden set holds."""
     pairs = [(sentence.source_ids, golden) for sentence in asked for golden in (sentence.greedy, sentence.beam)]
     outputs = [GivenOutput(source, golden_tokens(golden, eos_id=manifest.eos_id)) for source, golden in pairs]
-    worst = [0.0] * len(outputs)
+    worst = [_LogProbError() for _ in outputs]
     for step in teacher_forced(runner, outputs, start_id=manifest.start_id, pad_id=manifest.pad_id):
-        golden = pairs[step.output][1]
+        golden, error = pairs[step.output][1], worst[step.output]
         chosen = outputs[step.output].chosen[step.position]
-        for token, wanted in ((chosen, golden.log_probs[step.position]), *golden.best[step.position]):
-            error = abs(float(step.log_probs[token]) - wanted)
-            if not error < float("inf"):
-                raise ExamError(f"log-prob of a golden token: got {step.log_probs[token]}, wanted a finite number")
-            worst[step.output] = max(worst[step.output], error)
+        of_chosen = _difference(step.log_probs[chosen], golden.log_probs[step.position])
+        error.of_chosen = max(error.of_chosen, of_chosen)
+        best = (_difference(step.log_probs[token], wanted) for token, wanted in golden.best[step.position])
+        error.of_any = max(error.of_any, of_chosen, *best)
     return list(zip(worst[::2], worst[1::2], strict=True))
+
+
+def _difference(got: float, wanted: float) -> float:
+    if not math.isfinite(got):
+        raise ExamError(f"log-prob of a golden token: got {got}, wanted a finite number")
+    return abs(float(got) - wanted)
 
 
 def _compare(
@@ -201,20 +217,22 @@ def _compare(
     alone: list[Hypothesis],
     greedy: list[Hypothesis],
     beam: list[Hypothesis],
-    errors: list[tuple[float, float]],
+    errors: list[tuple[_LogProbError, _LogProbError]],
     eos_id: int,
 ) -> ExamResult:
     differences: dict[Difference, None] = {}  # a set that keeps the order
     score_differences = [0.0]
     for number, sentence in enumerate(asked, start=1):
         greedy_error, beam_error = errors[number - 1]
-        answers: tuple[tuple[Hypothesis, GoldenHypothesis, SearchName, float], ...] = (
+        answers: tuple[tuple[Hypothesis, GoldenHypothesis, SearchName, _LogProbError], ...] = (
             (alone[number - 1], sentence.greedy, "greedy", greedy_error),
             (greedy[number - 1], sentence.greedy, "greedy", greedy_error),
             (beam[number - 1], sentence.beam, "beam", beam_error),
         )
         for got, golden, search, error in answers:
-            difference = grade(got, golden, sentence=number, search=search, eos_id=eos_id, log_prob_error=error)
+            difference = grade(
+                got, golden, sentence=number, search=search, eos_id=eos_id, log_prob_error=error.of_chosen
+            )
             if difference is not None:
                 differences[difference] = None
             elif got.score is not None:
@@ -223,7 +241,7 @@ def _compare(
     return ExamResult(
         sentences=len(asked),
         token_exact_rate=1.0 - len({fault.sentence for fault in faults}) / len(asked),
-        max_log_prob_difference=max(max(pair) for pair in errors),
+        max_log_prob_difference=max(error.of_any for pair in errors for error in pair),
         max_score_difference=max(score_differences),
         exceptions=tuple(difference for difference in differences if difference.excused),
         faults=faults,

@@ -77,7 +77,7 @@ def grade(
         sentence: number of the golden sentence, from 1.
         search: which search; the scores of two beam outputs may tell what the steps do not.
         eos_id: end token.
-        log_prob_error: largest difference of the runner's log-probs on this golden output, teacher-forced.
+        log_prob_error: largest difference of the runner's log-probs of the golden tokens, teacher-forced.
     """
     wanted_tokens = golden_tokens(golden, eos_id=eos_id)
     got_tokens = chosen_tokens(got.tokens, ended=got.finish_reason is FinishReason.END_TOKEN, eos_id=eos_id)

@@ -211,7 +211,7 @@ class RunningServer:
 
     def health(self, service: str) -> str:
         """What the health service says, or the code with which it refuses."""
-        stub = health_pb2_grpc.HealthStub(self.channel)
+        stub: Any = health_pb2_grpc.HealthStub(self.channel)
         try:
             reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_S)
         except grpc.RpcError as error:
@@ -245,7 +245,7 @@ def code_of(error: Any) -> grpc.StatusCode:
 
 def status_of(error: Any) -> status_pb2.Status:
     """The google.rpc.Status that a failed call carries."""
-    status = rpc_status.from_call(error)
+    status: status_pb2.Status | None = rpc_status.from_call(error)
     assert status is not None, f"no details: {error}"
     return status
 

@@ -44,6 +44,15 @@ def begin(server: RunningServer, model: ServedModel, *, texts: int = len(TEXTS))
     return call
 
 
+def refusals(server: RunningServer) -> list[grpc.RpcError]:
+    """The errors of a unary and a streamed call, both of which must be refused."""
+    with pytest.raises(grpc.RpcError) as unary:
+        server.stub.TranslateText(REQUEST, timeout=PATIENCE_S)
+    with pytest.raises(grpc.RpcError) as streamed:
+        next(server.stub.StreamTranslateText(STREAM_REQUEST, timeout=PATIENCE_S))
+    return [unary.value, streamed.value]
+
+
 def retry_after_s(error: Any) -> float:
     """RetryInfo of a failed call."""
     info = detail_of(status_of(error), error_details_pb2.RetryInfo)
@@ -55,6 +64,7 @@ def retry_after_s(error: Any) -> float:
 def test_a_client_that_leaves_frees_its_rows(server: RunningServer, method: str) -> None:
     model = server.add_model(max_rows=2)  # two texts are decoded, two wait
     gate_of(model).close()
+    call: Any
     if method == "TranslateText":
         call = server.stub.TranslateText.future(REQUEST, timeout=PATIENCE_S)
     else:
@@ -107,15 +117,9 @@ def test_a_full_queue_says_when_to_come_back(tokenizer: Tokenizer) -> None:
         model = server.add_model(max_rows=1)
         assert server.stub.GetModel(pb.GetModelRequest(), timeout=PATIENCE_S).model.limits.max_contents == 6
         first = begin(server, model, texts=4)  # one is decoded, three wait
-        for method in (server.stub.TranslateText, lambda *a, **k: list(server.stub.StreamTranslateText(*a, **k))):
-            request = (REQUEST, STREAM_REQUEST)[method is not server.stub.TranslateText]
-            with pytest.raises(grpc.RpcError) as raised:
-                method(request, timeout=PATIENCE_S)
-            assert (code_of(raised.value), reason_of(raised.value)) == (
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                "QUEUE_FULL",
-            )
-            assert retry_after_s(raised.value) > 0
+        for error in refusals(server):
+            assert (code_of(error), reason_of(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+            assert retry_after_s(error) > 0
         assert heard(model).queued == 3  # all or none
         gate_of(model).open()
         assert len(first.result().translations) == 4
@@ -163,9 +167,8 @@ class TestHealth:
         assert [server.health(name) for name in names] == wanted
 
     def test_a_watcher_hears_of_a_change(self, server: RunningServer, model: ServedModel) -> None:
-        watch = health_pb2_grpc.HealthStub(server.channel).Watch(
-            health_pb2.HealthCheckRequest(service=""), timeout=PATIENCE_S
-        )
+        stub: Any = health_pb2_grpc.HealthStub(server.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=""), timeout=PATIENCE_S)
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
         server.run(server.app.refresh_health())
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
@@ -179,7 +182,9 @@ class TestHealth:
 
         async def liveness() -> int:
             await health.refresh()
-            return (await health.servicer.Check(health_pb2.HealthCheckRequest(service="liveness"), None)).status
+            servicer: Any = health.servicer
+            status: int = (await servicer.Check(health_pb2.HealthCheckRequest(service="liveness"), None)).status
+            return status
 
         now[0] = LONGEST_ROUND_S - 1
         assert server.run(liveness()) == health_pb2.HealthCheckResponse.SERVING
@@ -215,14 +220,9 @@ class TestShutdown:
                 "NOT_SERVING",
                 "SERVING",
             )
-            for call, request in (
-                (server.stub.TranslateText, REQUEST),
-                (lambda *a, **k: list(server.stub.StreamTranslateText(*a, **k)), STREAM_REQUEST),
-            ):
-                with pytest.raises(grpc.RpcError) as raised:
-                    call(request, timeout=PATIENCE_S)
-                assert (code_of(raised.value), reason_of(raised.value)) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
-                assert retry_after_s(raised.value) > 0
+            for error in refusals(server):
+                assert (code_of(error), reason_of(error)) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+                assert retry_after_s(error) > 0
             listed = server.stub.ListModels(pb.ListModelsRequest(), timeout=PATIENCE_S).models
             assert [described.state for described in listed] == [pb.MODEL_STATE_DRAINING]
             gate_of(model).open()
@@ -272,7 +272,7 @@ async def _drained(server: RunningServer) -> None:
 
 def test_reflection_is_an_option(tokenizer: Tokenizer) -> None:
     def services(server: RunningServer) -> set[str]:
-        stub = reflection_pb2_grpc.ServerReflectionStub(server.channel)
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(server.channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
         (reply,) = stub.ServerReflectionInfo(iter([request]), timeout=PATIENCE_S)
         return {service.name for service in reply.list_services_response.service}

@@ -123,7 +123,7 @@ def test_undecodable_bytes(server: RunningServer, model: ServedModel) -> None:
     invalid_utf8 = b"\x12\x01\xff"  # contents: one byte that is no UTF-8
     for method in ("TranslateText", "StreamTranslateText", "ListModels", "GetModel"):
         for data in (b"\xff\xff\xff\xff", b"\x0a\xff"):
-            kind = server.channel.unary_stream if method.startswith("Stream") else server.channel.unary_unary
+            kind: Any = server.channel.unary_stream if method.startswith("Stream") else server.channel.unary_unary
             call = kind(f"/dragoman.v1.TranslationService/{method}")
             error = failure(lambda request, timeout, call=call: drain(call(request, timeout=timeout)), data)
             assert code_of(error) is grpc.StatusCode.INVALID_ARGUMENT

@@ -85,7 +85,9 @@ def test_warnings(server: RunningServer, model: ServedModel) -> None:
     assert cut.output_token_count == 2
 
     def end_at_once(source: Source, prefix: Prefix) -> FloatArray:
-        return np.eye(1, model.tokenizer.vocab_size, END, dtype=np.float32)[0]
+        logits = np.zeros(model.tokenizer.vocab_size, dtype=np.float32)
+        logits[END] = 1.0
+        return logits
 
     server.add_model(name="silent", rule=end_at_once, target_languages=("fr",))
     request = pb.TranslateTextRequest(model="silent", contents=["a 😀 שלום"])

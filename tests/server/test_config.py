@@ -1,0 +1,93 @@
+"""Settings: flag beats variable beats file beats default; wrong ones are named."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from server.config import SETTINGS, Address, ConfigError, ServeConfig, add_arguments, parse_address, read_config
+
+
+def config_of(*argv: str, environ: dict[str, str] | None = None) -> ServeConfig:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return read_config(vars(parser.parse_args(argv)), environ=environ or {})
+
+
+def test_defaults() -> None:
+    config = config_of()
+    assert config == ServeConfig()
+    assert (str(config.listen), str(config.metrics)) == ("127.0.0.1:50051", "127.0.0.1:9464")
+    assert (config.lame_duck_s, config.grace_s, config.max_contents) == (2.5, 30.0, 1024)
+
+
+def test_flag_beats_variable_beats_file(tmp_path: Path) -> None:
+    file = tmp_path / "dragoman.toml"
+    file.write_text('threads = 1\nmax-queue = 11\nlame_duck = 0.5\nreflection = true\nlisten = "0.0.0.0:1"\n')
+    environ = {"DRAGOMAN_CONFIG": str(file), "DRAGOMAN_THREADS": "2", "DRAGOMAN_MAX_QUEUE": "22"}
+    config = config_of("--threads", "3", environ=environ)
+    assert (config.threads, config.max_queue, config.lame_duck_s) == (3, 22, 0.5)
+    assert config.reflection
+    assert config.listen == Address("0.0.0.0", 1)
+    assert config_of("--config", str(file)).max_queue == 11
+    assert not config_of(environ={**environ, "DRAGOMAN_REFLECTION": "false"}).reflection
+
+
+def test_variables_that_kubernetes_sets_are_left_alone() -> None:
+    assert (
+        config_of(environ={"DRAGOMAN_PORT": "tcp://10.0.0.1:50051", "DRAGOMAN_SERVICE_HOST": "10.0.0.1"})
+        == ServeConfig()
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "said"),
+    [
+        (["--threads", "two"], {}, "--threads: got 'two', wanted a whole number from 0"),
+        (["--threads", "-1"], {}, "--threads: got '-1'"),
+        (["--max-queue", "0"], {}, "wanted a whole number from 1"),
+        (["--max-queue", "²"], {}, "--max-queue"),
+        (["--grace", "nan"], {}, "--grace: got 'nan', wanted seconds"),
+        (["--grace", "-1"], {}, "--grace"),
+        (["--listen", "localhost"], {}, "--listen: got 'localhost', wanted HOST:PORT"),
+        (["--listen", "h:70000"], {}, "wanted a port from 0 to 65535"),
+        (["--listen", "::1:5"], {}, "--listen"),
+        (["--models", ""], {}, "--models"),
+        ([], {"DRAGOMAN_REFLECTION": "maybe"}, "DRAGOMAN_REFLECTION: got 'maybe', wanted true or false"),
+        ([], {"DRAGOMAN_CONFIG": "/no/such.toml"}, "/no/such.toml: No such file"),
+    ],
+)
+def test_wrong_settings_are_named(flags: list[str], environ: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        config_of(*flags, environ=environ)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("thread = 1", "got key 'thread', wanted one of"),
+        ("threads = [1]", "threads: got list"),
+        ("threads = 1.5", "threads: got '1.5'"),
+        ("threads", "no TOML"),
+    ],
+)
+def test_wrong_files_are_named(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "wrong.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        config_of("--config", str(file))
+    assert str(file) in str(raised.value)
+    assert said in str(raised.value)
+
+
+def test_addresses() -> None:
+    assert parse_address("[::1]:50051") == Address("::1", 50051)
+    assert str(Address("::1", 50051)) == "[::1]:50051"
+    assert parse_address("localhost:0") == Address("localhost", 0)
+
+
+def test_every_setting_has_a_flag_and_a_field() -> None:
+    assert {setting.field for setting in SETTINGS} == set(ServeConfig.__dataclass_fields__)
