@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from export.bundle import BeamOptions, BundleError, DecodingDefaults, GoldenHypothesis, GoldenSentence
 from export.bundle.fields import Fields
@@ -77,15 +80,16 @@ def answer(
                 f"golden sentence {question.source[:40]!r}: got {len(source_ids)} tokens, "
                 f"wanted at most {max_source_tokens}"
             )
-        greedy = greedy_search(checkpoint.model, source_ids, max_output_tokens=options.max_output_tokens)
-        beam = beam_search(
-            checkpoint.model,
-            source_ids,
-            beam_size=options.beam_size,
-            length_penalty=options.length_penalty,
-            length_penalty_type=kind,
-            max_output_tokens=options.max_output_tokens,
-        )[0]
+        with _one_thread():
+            greedy = greedy_search(checkpoint.model, source_ids, max_output_tokens=options.max_output_tokens)
+            beam = beam_search(
+                checkpoint.model,
+                source_ids,
+                beam_size=options.beam_size,
+                length_penalty=options.length_penalty,
+                length_penalty_type=kind,
+                max_output_tokens=options.max_output_tokens,
+            )[0]
         yield GoldenSentence(
             source=question.source,
             source_ids=tuple(source_ids),
@@ -94,6 +98,17 @@ def answer(
             beam=_golden(beam),
             beam_options=options,
         )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run PyTorch on one thread: the same sums on every machine, and no waiting over matrices of a few rows."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _golden(hypothesis: ReferenceHypothesis) -> GoldenHypothesis:
