@@ -56,6 +56,13 @@ def test_a_deadline_that_can_be_met_is_accepted() -> None:
     assert job.outcome is Outcome.FINISHED
 
 
+def test_a_short_deadline_is_accepted_while_rows_are_free() -> None:
+    desk = busy_desk()
+    desk.turn_until_idle()
+    desk.submit(make_job([5], deadline=desk.clock.now + 0.1))
+    assert desk.loop.queue_depth == 1
+
+
 def test_a_deadline_is_accepted_while_nothing_is_known() -> None:
     desk = Desk(FakeRunner(copying_rule(), max_rows=1))
     desk.submit(*(make_job([5]) for _ in range(50)), make_job([5], deadline=desk.clock.now + 0.001))

@@ -98,6 +98,38 @@ def test_each_head_is_examined(bundle: Bundle, rule: Rule) -> None:
     assert tokens.token_exact_rate == 1 - 1 / tokens.sentences
 
 
+class WrongTopK(FakeRunner):
+    """Its top-k head confuses the two best."""
+
+    def top_k(self, k: int) -> Candidates:
+        ids, log_probs = super().top_k(k)
+        if k > 1:
+            ids[:, :2] = ids[:, 1::-1]
+        return Candidates(ids, log_probs)
+
+
+def test_greedy_search_is_examined_on_the_top_k_head_too(bundle: Bundle, rule: Rule) -> None:
+    result = sit_exam(bundle, WrongTopK(rule))
+    assert {fault.search for fault in result.faults} == {"greedy", "beam"}
+
+
+def test_log_probs_of_the_runners_up_are_examined(bundle: Bundle, rule: Rule) -> None:
+    unlikely = {
+        (sentence.source_ids, sentence.greedy.ids[:position]): step[7][0]
+        for sentence in bundle.golden()
+        for position, step in enumerate(sentence.greedy.best)
+    }
+
+    def altered(source: Source, prefix: Prefix) -> FloatArray:
+        logits = rule(source, prefix).copy()
+        if (source, prefix) in unlikely:
+            logits[unlikely[source, prefix]] -= np.float32(0.5)
+        return logits
+
+    result = sit_exam(bundle, FakeRunner(altered))
+    assert result.max_log_prob_difference > 0.4
+
+
 def test_a_runner_that_fails_ends_the_exam(bundle: Bundle, rule: Rule) -> None:
     with pytest.raises(ExamError, match="the runner failed on the golden sentences"):
         sit_exam(bundle, FakeRunner(rule, failing_steps={2}))

@@ -256,6 +256,19 @@ def test_repeated_failure_marks_the_loop_failed_until_a_round_succeeds() -> None
     assert states == [("FAILED", False), ("FAILED", False), ("FAILED", True), ("FINISHED", False)]
 
 
+def test_a_schedule_that_fails_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = copying_desk()
+    jobs = [make_job([5]), make_job([6])]
+    desk.submit(*jobs)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("scripted")
+
+    monkeypatch.setattr("server.decoding.scheduler.Scheduler.admit", fail)
+    desk.turn()
+    assert [job.outcome for job in jobs] == [Outcome.FAILED] * 2
+
+
 def test_a_search_that_fails_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     desk = copying_desk()
     bad, good = make_job([5, 6], beam_size=2), make_job([7, 8])

@@ -65,21 +65,36 @@ def test_search_finds_what_the_oracle_finds(rule: Rule, options: SearchOptions) 
     assert_same(job.result.hypotheses, oracle.search(rule, tuple(job.sequence.source), options))
 
 
-@pytest.mark.parametrize("kind", list(LengthPenalty))
-def test_length_penalty_decides_between_short_and_long(kind: LengthPenalty) -> None:
+def probabilities_rule(*steps: dict[int, float]) -> Rule:
+    """The same for every source: probabilities by output length; the last ones hold for all that is longer."""
+
     def rule(source: tuple[int, ...], prefix: tuple[int, ...]) -> FloatArray:
-        # After nothing: end at once (0.4), or four sure tokens (0.3).
         weights = np.full(12, 1e-9, dtype=np.float32)
-        if not prefix:
-            weights[[END, 5, 6]] = 0.4, 0.3, 0.3
-        else:
-            weights[5 if len(prefix) < 4 else END] = 1.0
+        for token, probability in steps[min(len(prefix), len(steps) - 1)].items():
+            weights[token] = probability
         logits: FloatArray = np.log(weights)
         return logits
 
+    return rule
+
+
+@pytest.mark.parametrize("kind", list(LengthPenalty))
+def test_length_penalty_decides_between_short_and_long(kind: LengthPenalty) -> None:
+    # End at once (0.4), or four sure tokens (0.3).
+    rule = probabilities_rule({END: 0.4, 5: 0.3, 6: 0.3}, {5: 1.0}, {5: 1.0}, {5: 1.0}, {END: 1.0})
     short = decode(rule, 5, beam_size=2, length_penalty=0.0, length_penalty_type=kind)
     long = decode(rule, 5, beam_size=2, length_penalty=1.0, length_penalty_type=kind)
     assert (short[0].tokens, long[0].tokens) == ((), (5, 5, 5, 5))
+
+
+def test_search_ends_where_the_best_running_hypothesis_only_ties_with_the_pool() -> None:
+    rule = probabilities_rule({END: 0.5, 5: 0.25, 6: 0.25}, {END: 0.5, 7: 0.5}, {END: 1.0})
+    desk = Desk(FakeRunner(rule))
+    job = make_job([5], beam_size=2, num_hypotheses=2)
+    desk.submit(job)
+    desk.turn_until_idle()
+    assert [hypothesis.tokens for hypothesis in job.result.hypotheses] == [(), (5,)]
+    assert desk.runner.calls.stepped_rows == [1, 2]
 
 
 def test_penalties_are_those_of_the_wire_contract() -> None:

@@ -20,6 +20,8 @@ from tests.decoding.conftest import TEXTS, VOCAB, GoldenMaker
 from tests.decoding.fake_runner import FakeRunner, Rule, random_rule
 
 UseRunner = Callable[..., None]
+OTHER = {"runner": "other"}
+STALE = {"runner": "older", "manifest_sha256": "0" * 64}
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def test_a_new_exam_replaces_its_predecessor_and_stale_ones(bundle: Bundle, good
     assert verify(bundle.path) == 0
     path = bundle.path / "certificate.json"
     records = json.loads(path.read_text())
-    other, stale = ({**records[0], **change} for change in ({"runner": "other"}, {"manifest_sha256": "0" * 64}))
+    other, stale = ({**records[0], **change} for change in (OTHER, STALE))
     path.write_text(json.dumps([other, stale, *records]))
     assert verify(bundle.path) == 0
     assert [one.runner for one in bundle.certificate()] == ["other", "fake"]
