@@ -33,6 +33,11 @@ class Delivery:
         """Whether no sequence is owed its end."""
         return not self._open
 
+    def open_besides(self, others: Iterable[Sequence]) -> list[Sequence]:
+        """The sequences that are owed their end and are none of ``others``, first come first."""
+        with self._open_lock:
+            return sorted(self._open.difference(others), key=lambda sequence: sequence.submitted_at)
+
     def tokens(self, sequence: Sequence, final: Items[int]) -> None:
         """Hand over output tokens that have become final, if anybody listens."""
         if sequence.on_tokens is None or not final:
@@ -59,8 +64,7 @@ class Delivery:
 
     def finish_all(self, outcome: Outcome) -> int:
         """End every sequence that is still owed it, first come first; returns how many those were."""
-        with self._open_lock:
-            left = sorted(self._open, key=lambda sequence: sequence.submitted_at)
+        left = self.open_besides(())
         for sequence in left:
             self.finish(sequence, Result(outcome))
         return len(left)

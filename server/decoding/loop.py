@@ -274,15 +274,16 @@ class DecodeLoop:
         """End what was in flight when a round failed; the rest goes on. With nothing in flight, the queue goes."""
         self._failed_rounds += 1
         with self._changed:
-            lost = [running.sequence for running in self._scheduler.running]
+            # Not what runs, but all that no longer waits: the round may have failed between queue and delivery.
+            lost = self._delivery.open_besides(self._scheduler.waiting)
             self._scheduler.running = []
             if not lost:
                 lost = list(self._scheduler.waiting)
                 self._scheduler.waiting.clear()
-            self._observer.queue_changed(self.queue_depth)
-            self._observer.active_changed(0)
         for sequence in lost:
             self._delivery.finish(sequence, Result(Outcome.FAILED))
+        self._observer.queue_changed(self.queue_depth)
+        self._observer.active_changed(self.active_sequences)
 
     @property
     def _has_work(self) -> bool:
