@@ -52,9 +52,10 @@ write_pip_configuration() {
         | sed 's/\\n/\n    /g'
 }
 
-# Names the certificates and directories of packages that a pip configuration points to and that exist.
+# Names the certificates and directories of packages that a pip configuration points to and that exist; of a local index,
+# DIR/simple, the whole DIR, as the files lie beside it.
 local_paths() {
-    { grep -oE '( |file://)/[^ /][^ ]*' "$1" || true; } | sed -E 's,^( |file://),,' | sort --unique \
+    { grep -oE '( |file://)/[^ /][^ ]*' "$1" || true; } | sed -E 's,^( |file://),,; s,/simple/*$,,' | sort --unique \
         | while read -r path; do [[ ! -e $path ]] || echo "$path"; done
 }
 
@@ -72,15 +73,13 @@ build() {
     say "built: $(podman image inspect --format '{{.Size}}' "$image") bytes, base included"
 }
 
-# This host's own limit: podman asks for more, which a host without CAP_SYS_RESOURCE may not give.
-limit() { ulimit "$1" | sed 's/unlimited/-1/'; }
-
 # runc also copes with a host that mixes both versions of cgroups.
 engine=(podman)
 if command -v runc >/dev/null; then
     engine+=(--runtime runc)
 fi
 
+# The limits: podman asks for more than a host without CAP_SYS_RESOURCE may give.
 start() {
     local models=()
     if [[ -n ${MODELS:-} ]]; then
@@ -88,7 +87,7 @@ start() {
     fi
     "${engine[@]}" run --detach --name "$container" --network none \
         --read-only --read-only-tmpfs=false --cap-drop ALL --security-opt no-new-privileges \
-        --ulimit "nofile=$(limit -Sn):$(limit -Hn)" --ulimit "nproc=$(limit -Su):$(limit -Hu)" \
+        --ulimit nofile=4096:4096 --ulimit nproc=4096:4096 \
         "${models[@]}" "$image" >/dev/null
 }
 
