@@ -31,8 +31,9 @@ _LAST_REPLIES_S = 0.5
 _OPTIONS = (
     # Two servers on one port would share its calls in silence.
     ("grpc.so_reuseport", 0),
-    # Bounds what one connection may ask for at once; a rapid-reset attack stays small.
-    ("grpc.max_concurrent_streams", 100),
+    # Bounds what one connection may ask for at once. A server counts a call until it has let go of it, a moment after
+    # the client saw it end: near the bound, honest calls are refused (RST_STREAM 7), so it lies far from their number.
+    ("grpc.max_concurrent_streams", 1024),
     # A peer that vanished without a word is noticed, and its sequences are given up.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
