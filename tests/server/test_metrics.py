@@ -36,14 +36,16 @@ def series_of(text: str) -> set[tuple[str, frozenset[tuple[str, str]]]]:
     }
 
 
-@pytest.fixture
-def exposition(server: RunningServer, model: ServedModel) -> str:
+@pytest.fixture(scope="module")
+def exposition(tokenizer: Tokenizer) -> str:
     """What a server that has done nothing tells."""
-    metrics_server = MetricsServer(server.metrics.registry, Address("127.0.0.1", 0))
-    try:
-        status, text = fetch(metrics_server, "/metrics")
-    finally:
-        metrics_server.close()
+    with RunningServer(tokenizer) as running:
+        running.add_model()
+        metrics_server = MetricsServer(running.metrics.registry, Address("127.0.0.1", 0))
+        try:
+            status, text = fetch(metrics_server, "/metrics")
+        finally:
+            metrics_server.close()
     assert status == 200
     return text
 
