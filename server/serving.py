@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import logging
 import signal
 import sys
@@ -30,11 +31,24 @@ _EXIT_INTERRUPTED = 130
 def run_server(config: ServeConfig) -> int:
     """Serve until a signal; returns the exit code."""
     log.configure()
+    if two_runtimes():
+        hint = "uninstall both, then install one: they write the same files"
+        log.event(_log, "onnxruntime and onnxruntime-gpu are both installed", level=logging.WARNING, hint=hint)
     try:
         return asyncio.run(_serve(config))
     except (BindError, LoadError) as error:
         print(f"dragoman serve: {error}", file=sys.stderr)
         return 1
+
+
+def two_runtimes() -> bool:
+    """Whether onnxruntime and onnxruntime-gpu are both installed; then nobody knows which one is imported."""
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return False
+    return True
 
 
 class _Signals:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -94,10 +94,12 @@ class Guard(grpc.aio.ServerInterceptor):
             with self._measure(method, context) as ending:
                 try:
                     _check_decoded(request)
-                    responses: AsyncIterator[Any] | Awaitable[None] = behaviour(request, context)
-                    if isinstance(responses, AsyncIterator):
-                        async for response in responses:
-                            await context.write(response)
+                    responses: AsyncGenerator[Any, None] | Awaitable[None] = behaviour(request, context)
+                    if isinstance(responses, AsyncGenerator):
+                        # Closed here and now, also when a write fails: its sequences are given up at once.
+                        async with aclosing(responses):
+                            async for response in responses:
+                                await context.write(response)
                     else:
                         await responses  # it writes by itself
                 except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from export.bundle import Bundle, write_certificate
 from server.cli import main
 from server.client import ClientError, TranslationClient
 from server.models import ServedModel
+from server.serving import two_runtimes
 from server.translating import one_line
 from tests.server.running import PATIENCE_S, TEXTS, RunningServer, gate_of, heard
 
@@ -291,6 +293,17 @@ def wait_for(process: subprocess.Popen[bytes], event: str) -> dict[str, Any]:
         if entry["event"] == event:
             return entry
     raise AssertionError(f"the server ended before {event}")
+
+
+@pytest.mark.parametrize("names", [{"onnxruntime"}, {"onnxruntime-gpu"}, {"onnxruntime", "onnxruntime-gpu"}])
+def test_two_runtimes_are_noticed(monkeypatch: pytest.MonkeyPatch, names: set[str]) -> None:
+    def version(name: str) -> str:
+        if name not in names:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert two_runtimes() is (len(names) == 2)
 
 
 class TestMain:
