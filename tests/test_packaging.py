@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.served import ROOT, Served
+
 # Where each top-level package of the wheel comes from.
 SOURCES = {"model": ROOT, "export": ROOT, "server": ROOT, "dragoman": ROOT / "proto"}
-COMMANDS = ("serve", "translate", "train", "import", "export", "verify", "load-test")
+COMMANDS = ("serve", "translate", "train", "export", "verify")
 TRAINING_ONLY = ("torch", "onnx", "onnxscript", "safetensors", "yaml", "matplotlib", "transformers")
 
 
@@ -147,3 +148,15 @@ def test_serving_loads_nothing_that_only_training_needs(wheel_site: Path, tmp_pa
     count, *loaded = result.stdout.split()
     assert int(count) > 1
     assert loaded == []
+
+
+def test_the_wheel_serves_its_demo_outside_the_checkout(wheel_site: Path, tmp_path: Path) -> None:
+    served = Served("--lame-duck", "0", cwd=tmp_path, environment=environment(wheel_site))
+    try:
+        arguments = ("-m", "server.cli", "translate", "--server", served.address, "Two dogs are playing in the snow.")
+        translated = run_python(wheel_site, *arguments, cwd=tmp_path)
+    finally:
+        exit_code = served.stop()
+    assert translated.returncode == 0, translated.stderr
+    assert "Hunde" in translated.stdout
+    assert exit_code == 0
