@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import export.cli
 import model.cli
 from server.config import VARIABLE_PREFIX, ConfigError, add_arguments, parse_address, read_config
-from server.verify import add_verify_command
+from server.exam.verify import add_verify_command
 
 DEFAULT_SERVER = "127.0.0.1:50051"
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -101,7 +101,7 @@ def _run_translate(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"dragoman translate: --server: got {server!r}, wanted {error}", file=sys.stderr)
         return EXIT_USAGE
-    from server.translating import run_translate
+    from server.translate.command import run_translate
 
     return run_translate(arguments, server=server)
 

@@ -16,7 +16,7 @@ from model.tokenizer import Tokenizer, TokenizerError
 from server import log
 from server.config import ServeConfig
 from server.decoding.loop import DecodeLoop
-from server.exam import ExamError, Thresholds, sit_exam
+from server.exam.sitting import ExamError, Thresholds, sit_exam
 from server.metrics import Metrics, ModelMetrics
 from server.models import Limits, ModelState, ServedModel
 from server.resources import cpu_count

@@ -17,8 +17,8 @@ from server.models import Registry, ServedModel
 from server.service.errors import DeadlineExceeded, Draining, Internal, InvalidRequest, Violation
 from server.service.requests import RETRY_AFTER_S, Job, TranslateRequest, check_loaded, find_named, read_request
 from server.service.responses import blank_translation, model_message, translation_of
+from server.service.streaming import TextStream
 from server.service.submission import Ended, Submission, Tokens
-from server.streaming import TextStream
 
 _MOST_MODELS_PER_PAGE = 1000
 _T = TypeVar("_T")

@@ -11,8 +11,8 @@ import pytest
 from export.bundle import Bundle, GoldenHypothesis, GoldenSentence
 from export.runners.protocol import Candidates, FloatArray, IntArray
 from server.decoding.sequence import FinishReason, Hypothesis
-from server.exam import ANSWERS_PER_SENTENCE, ExamError, ExamResult, Thresholds, sit_exam
-from server.grading import Difference, grade
+from server.exam.grading import Difference, grade
+from server.exam.sitting import ANSWERS_PER_SENTENCE, ExamError, ExamResult, Thresholds, sit_exam
 from tests.decoding.conftest import VOCAB
 from tests.decoding.fake_runner import END, FakeRunner, Prefix, Rule, Source, random_rule
 

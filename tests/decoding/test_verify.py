@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from export.bundle import Bundle, read_certificate, write_golden
-from server import certify
-from server.verify import add_verify_command
-from server.verify_report import aligned
+from server.exam import certify
+from server.exam.report import aligned
+from server.exam.verify import add_verify_command
 from tests.decoding.conftest import TEXTS, VOCAB, GoldenMaker
 from tests.decoding.fake_runner import FakeRunner, Rule, random_rule
 

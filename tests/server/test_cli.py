@@ -24,7 +24,7 @@ from server.cli import main
 from server.client import ClientError, TranslationClient
 from server.models import ServedModel
 from server.serving import two_runtimes
-from server.translating import one_line
+from server.translate.command import one_line
 from tests.server.running import PATIENCE_S, TEXTS, RunningServer, gate_of, heard
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 
 from model.tokenizer import Tokenizer
-from server.streaming import TextStream
+from server.service.streaming import TextStream
 from tests.server.running import TEXTS
 
 

@@ -17,10 +17,10 @@ from export.bundle import CERTIFICATE_FILE, Bundle, BundleError, Exam, read_cert
 from export.runners.ort_cpu import OrtCpuRunner
 from export.runners.protocol import Runner
 from model.tokenizer import TokenizerError
-from server.exam import ExamError, Thresholds
-from server.quality import Measured, measure
+from server.exam.quality import Measured, measure
+from server.exam.report import report
+from server.exam.sitting import ExamError, Thresholds
 from server.resources import cpu_count
-from server.verify_report import report
 
 _TOOLS = ("dragoman", "numpy", "onnxruntime", "sacrebleu")
 

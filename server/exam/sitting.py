@@ -14,8 +14,8 @@ from export.bundle import Bundle, GoldenHypothesis, GoldenSentence, Manifest
 from export.runners.protocol import Runner, RunnerError, ShapeError
 from server.decoding.loop import DecodeLoop
 from server.decoding.sequence import Hypothesis, LengthPenalty, Outcome, Result, SearchOptions, Sequence
-from server.grading import Difference, SearchName, golden_tokens, grade
-from server.teacher_forcing import GivenOutput, teacher_forced
+from server.exam.grading import Difference, SearchName, golden_tokens, grade
+from server.exam.teacher_forcing import GivenOutput, teacher_forced
 
 ANSWERS_PER_SENTENCE = 3
 _MAX_LOG_PROB_DIFFERENCE = {"fp32": 1e-4}

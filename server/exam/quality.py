@@ -13,8 +13,8 @@ import sacrebleu
 from export.bundle import Bundle, BundleError, GoldenSentence, read_golden
 from export.runners.protocol import Runner
 from model.tokenizer import Tokenizer
-from server.exam import ExamResult, Thresholds, sit_exam
-from server.grading import SearchName
+from server.exam.grading import SearchName
+from server.exam.sitting import ExamResult, Thresholds, sit_exam
 
 
 @dataclass(frozen=True, kw_only=True)

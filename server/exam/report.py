@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from server.exam import Thresholds
-from server.quality import Measured
+from server.exam.quality import Measured
+from server.exam.sitting import Thresholds
 
 _MOST_LISTED = 20
 

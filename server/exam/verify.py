@@ -51,7 +51,7 @@ def _rate(text: str) -> float:
 def run_verify(arguments: argparse.Namespace) -> int:
     """Verify a bundle; returns the exit code: 0 where it is certified, else 1."""
     # Not at the top: every command builds this one's parser, and a server should not pay for sacreBLEU's memory.
-    from server.certify import Request, verify_bundle  # noqa: PLC0415
+    from server.exam.certify import Request, verify_bundle  # noqa: PLC0415
 
     request = Request(
         path=arguments.bundle,

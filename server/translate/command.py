@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from dragoman.v1 import translation_pb2 as pb
 from server.client import BadRequestError, ClientError, TranslationClient
-from server.lines import LineReader, UndecodableLineError
+from server.translate.lines import LineReader, UndecodableLineError
 
 # Enough for the server to fill its rows while it works on the batches before; few enough for a short queue.
 BATCH_LINES = 64

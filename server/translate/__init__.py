@@ -1,0 +1,1 @@
+"""``dragoman translate``: texts or lines of standard input through the client."""
