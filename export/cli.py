@@ -31,7 +31,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         metavar="FILE",
         help="sentences of the bundle's exam: lines of source or source<TAB>reference, or .jsonl with source and "
-        f"reference (default: CHECKPOINT/{CHECKPOINT_GOLDEN_FILE})",
+        f"reference (default: CHECKPOINT/{CHECKPOINT_GOLDEN_FILE}, else a built-in multilingual set)",
     )
     for limit, what in (("source", "one source, end token counted"), ("output", "one output, end token not counted")):
         export.add_argument(
@@ -52,16 +52,12 @@ def run_export(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 2
-    golden_file = arguments.golden or arguments.checkpoint / CHECKPOINT_GOLDEN_FILE
-    if arguments.golden is None and arguments.checkpoint.is_dir() and not golden_file.is_file():
-        print(f"dragoman export: --golden FILE is needed: there is no {golden_file}", file=sys.stderr)
-        return 2
     from tqdm import tqdm
 
     from export.bundle import BundleError, check_destination
     from export.errors import ExportError
     from export.exporter import export_bundle, plan_manifest
-    from export.golden import answer, read_questions
+    from export.golden import answer, default_questions, read_questions
     from model.checkpoint import CheckpointError, load_checkpoint
     from model.tokenizer import TokenizerError
 
@@ -73,8 +69,13 @@ def run_export(arguments: argparse.Namespace) -> int:
             max_source_tokens=arguments.max_source_tokens,
             max_output_tokens=arguments.max_output_tokens,
         )
-        questions = tqdm(read_questions(golden_file), desc="golden", unit="sentence", dynamic_ncols=True)
-        golden = answer(checkpoint, questions, max_source_tokens=manifest.max_source_tokens, decoding=manifest.decoding)
+        own = arguments.checkpoint / CHECKPOINT_GOLDEN_FILE
+        if arguments.golden or own.is_file():
+            questions = read_questions(arguments.golden or own)
+        else:
+            questions = default_questions(checkpoint, max_source_tokens=manifest.max_source_tokens)
+        progress = tqdm(questions, desc="golden", unit="sentence", dynamic_ncols=True)
+        golden = answer(checkpoint, progress, max_source_tokens=manifest.max_source_tokens, decoding=manifest.decoding)
         bundle = export_bundle(checkpoint, arguments.out, manifest=manifest, golden=golden)
     except (BundleError, CheckpointError, ExportError, TokenizerError, OSError) as error:
         print(f"dragoman export: {error}", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from model.checkpoint import Checkpoint
 from model.reference import LengthPenaltyType, ReferenceHypothesis, beam_search, greedy_search
 
 BEAM_SIZE = 4
+_DEFAULT_FILE = Path(__file__).with_name("golden.txt")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,21 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
+def default_questions(checkpoint: Checkpoint, *, max_source_tokens: int) -> list[Question]:
+    """Built-in sentences in a dozen languages, those that fit the model; for one that comes with none of its own.
+
+    Raises:
+        ExportError: none fits.
+    """
+    encode = checkpoint.tokenizer.encode
+    fitting = [
+        question for question in read_questions(_DEFAULT_FILE) if len(encode(question.source)) <= max_source_tokens
+    ]
+    if not fitting:
+        raise ExportError(f"got no built-in golden sentence of at most {max_source_tokens} tokens; give --golden FILE")
+    return fitting
+
+
 def answer(
     checkpoint: Checkpoint, questions: Iterable[Question], *, max_source_tokens: int, decoding: DecodingDefaults
 ) -> Iterator[GoldenSentence]:
@@ -67,7 +83,7 @@ def answer(
     """
     assert decoding.length_penalty_type in ("GNMT", "POWER")
     kind: LengthPenaltyType = "GNMT" if decoding.length_penalty_type == "GNMT" else "POWER"
-    options = BeamOptions(
+    default_options = BeamOptions(
         beam_size=BEAM_SIZE,
         length_penalty=decoding.length_penalty,
         length_penalty_type=kind,
@@ -80,6 +96,9 @@ def answer(
                 f"golden sentence {question.source[:40]!r}: got {len(source_ids)} tokens, "
                 f"wanted at most {max_source_tokens}"
             )
+        # A model that does not know the language may never end: the exam needs no more of that than this.
+        most = min(default_options.max_output_tokens, 3 * len(source_ids) + 16)
+        options = replace(default_options, max_output_tokens=most)
         with _one_thread():
             greedy = greedy_search(checkpoint.model, source_ids, max_output_tokens=options.max_output_tokens)
             beam = beam_search(

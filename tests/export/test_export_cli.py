@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,14 +117,22 @@ def test_a_fault_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_checkpoint_or_exam_is_one_line(
+def test_a_model_without_an_exam_of_its_own_gets_the_built_in_one(checkpoint: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(checkpoint, bare)
+    (bare / "golden.tsv").unlink()
+    assert run(bare, "--out", tmp_path / "bundle") == 0
+    golden = Bundle.open(tmp_path / "bundle").golden()
+    limit = Bundle.open(tmp_path / "bundle").manifest.max_source_tokens
+    assert "Snow." in [sentence.source for sentence in golden]
+    assert all(len(sentence.source_ids) <= limit for sentence in golden)
+
+
+def test_a_missing_checkpoint_or_occupied_folder_is_one_line(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path / "nowhere", "--out", tmp_path / "bundle") == 1
     assert "nowhere" in capsys.readouterr().err
-    (tmp_path / "without").mkdir()
-    assert run(tmp_path / "without", "--out", tmp_path / "bundle") == 2
-    assert "--golden FILE is needed" in capsys.readouterr().err
     assert run(checkpoint, "--out", checkpoint) == 1
     assert "other files" in capsys.readouterr().err
 
