@@ -28,12 +28,12 @@ METHODS = tuple(f"{SERVICE}/{method.name}" for method in _DESCRIPTOR.methods)
 _WORKERS = 2
 _HEALTH_EVERY_S = 1.0
 _LAST_REPLIES_S = 0.5
+_FRAMING_BYTES = 16
+_LEAST_REQUEST_BYTES = 4 * 1024 * 1024
+_INT32_MAX = (1 << 31) - 1
 _OPTIONS = (
     # Two servers on one port would share its calls in silence.
     ("grpc.so_reuseport", 0),
-    # Bounds what one connection may ask for at once. A server counts a call until it has let go of it, a moment after
-    # the client saw it end: near the bound, honest calls are refused (RST_STREAM 7), so it lies far from their number.
-    ("grpc.max_concurrent_streams", 1024),
     # A peer that vanished without a word is noticed, and its sequences are given up.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
@@ -42,6 +42,22 @@ _OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
 )
+
+
+def _bounds(config: ServeConfig) -> tuple[tuple[str, int], ...]:
+    """Bounds of gRPC itself, wide enough that what exceeds a limit of ours is refused by us, with the reason."""
+    text_bytes = config.max_source_bytes + _FRAMING_BYTES
+    request_bytes = min(config.max_contents, config.max_queue) * text_bytes + _LEAST_REQUEST_BYTES
+    calls = 2 * config.max_queue + 1024
+    return (
+        ("grpc.max_receive_message_length", min(request_bytes, _INT32_MAX)),
+        # Per connection. A server counts a call until it has let go of it, a moment after the client saw it end: near
+        # the bound, honest calls are refused (RST_STREAM 7), so it lies far from their number.
+        ("grpc.max_concurrent_streams", calls),
+        # Beyond the first of these, calls that have come but not begun are dropped by chance; beyond the second, all.
+        ("grpc.server.max_pending_requests", calls),
+        ("grpc.server.max_pending_requests_hard_limit", calls),
+    )
 
 
 class BindError(Exception):
@@ -62,7 +78,7 @@ class App:
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="tokenise")
         self._guard = Guard(metrics, registry, measured=frozenset(METHODS))
         self._health = Health(registry, service=SERVICE, clock=time.monotonic)
-        self._server = grpc.aio.server(interceptors=[self._guard], options=_OPTIONS)
+        self._server = grpc.aio.server(interceptors=[self._guard], options=(*_OPTIONS, *_bounds(config)))
         add_TranslationServiceServicer_to_server(TranslationService(registry, workers=self._workers), self._server)
         add_HealthServicer_to_server(self._health.servicer, self._server)
         if config.reflection:

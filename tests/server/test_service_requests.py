@@ -29,6 +29,23 @@ def decoding(**fields: Any) -> pb.TranslateTextRequest:
     return pb.TranslateTextRequest(contents=["a man"], decoding_config=pb.DecodingConfig(**fields))
 
 
+def test_a_request_at_all_its_limits_is_read(server: RunningServer, model: ServedModel) -> None:
+    limits = model.limits
+    request = pb.TranslateTextRequest(contents=[" " * limits.max_source_bytes] * limits.max_contents)
+    reply = server.stub.TranslateText(request, timeout=PATIENCE_S)
+    assert len(reply.translations) == limits.max_contents
+
+
+def test_one_text_far_over_its_limit_is_named(server: RunningServer, model: ServedModel) -> None:
+    error = failure(server.stub.TranslateText, pb.TranslateTextRequest(contents=["a" * 5_000_000]))
+    assert (code_of(error), fields_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, ["contents[0]"])
+
+
+def test_thousands_of_calls_of_one_connection_at_once_are_answered(server: RunningServer, model: ServedModel) -> None:
+    calls = [server.stub.TranslateText.future(pb.TranslateTextRequest(contents=[""])) for _ in range(3000)]
+    assert [call.code() for call in calls if call.code() is not grpc.StatusCode.OK] == []
+
+
 @pytest.mark.parametrize(
     ("request_", "fields", "said"),
     [
