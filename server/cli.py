@@ -24,6 +24,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Its C core would tell on standard error, in several lines, what we say in one.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     arguments = _parser().parse_args(argv)
+    code = _run(arguments)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # What is buffered has nowhere to go, also at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"dragoman {arguments.command}: {error.strerror}", file=sys.stderr)
+            return EXIT_FAILED
+    return code
+
+
+def _run(arguments: argparse.Namespace) -> int:
     try:
         code: int = arguments.run(arguments)
     except KeyboardInterrupt:
@@ -85,13 +99,34 @@ def _add_translate(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     translate.add_argument(
         "--server", metavar="HOST:PORT", help=f"(default: {DEFAULT_SERVER}, variable: {VARIABLE_PREFIX}SERVER)"
     )
-    translate.add_argument("--model", default="", metavar="NAME", help="default: the one that serves the languages")
-    translate.add_argument("--beam-size", type=int, default=0, metavar="N", help="1 is greedy (default: the model's)")
-    translate.add_argument("--source-language", default="", metavar="L", help="BCP-47 code")
-    translate.add_argument("--target-language", default="", metavar="L", help="BCP-47 code")
+    translate.add_argument(
+        "--model", type=_utf8, default="", metavar="NAME", help="default: the one that serves the languages"
+    )
+    translate.add_argument(
+        "--beam-size", type=_int32, default=0, metavar="N", help="1 is greedy (default: the model's)"
+    )
+    translate.add_argument("--source-language", type=_utf8, default="", metavar="L", help="BCP-47 code")
+    translate.add_argument("--target-language", type=_utf8, default="", metavar="L", help="BCP-47 code")
     translate.add_argument("--stream", action="store_true", help="print text as soon as it is final")
-    translate.add_argument("text", nargs="*", metavar="TEXT", help="none: one text per line of standard input")
+    translate.add_argument(
+        "text", nargs="*", type=_utf8, metavar="TEXT", help="none: one text per line of standard input"
+    )
     translate.set_defaults(run=_run_translate)
+
+
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError("got bytes that are not UTF-8") from error
+    return text
+
+
+def _int32(text: str) -> int:
+    number = int(text) if text.removeprefix("-").isdecimal() else None
+    if number is None or not -(1 << 31) <= number < 1 << 31:
+        raise argparse.ArgumentTypeError(f"got {text[:64]!r}, wanted a whole number of 32 bits")
+    return number
 
 
 def _run_translate(arguments: argparse.Namespace) -> int:

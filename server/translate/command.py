@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
+import io
 import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from tqdm import tqdm
 
@@ -38,6 +38,9 @@ class _Batch(NamedTuple):
 
 def run_translate(arguments: argparse.Namespace, *, server: str) -> int:
     """Translate what the command line names; returns the exit code."""
+    if fault := _standard_streams(wanted_in=not arguments.text):
+        print(f"dragoman translate: {fault}", file=sys.stderr)
+        return 1
     decoding = pb.DecodingConfig(beam_size=arguments.beam_size)
     client = TranslationClient(
         server,
@@ -59,9 +62,22 @@ def run_translate(arguments: argparse.Namespace, *, server: str) -> int:
         print(f"dragoman translate: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # Whoever read our output has had enough. What is buffered has nowhere to go, also at the interpreter's end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        pass  # whoever read our output has had enough
+    except OSError as error:
+        print(f"dragoman translate: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _standard_streams(*, wanted_in: bool) -> str:
+    """Make lines out UTF-8, as lines in are; returns what is wrong with the streams, or nothing."""
+    streams: dict[str, TextIO | None] = {"output": sys.stdout, "input": sys.stdin if wanted_in else sys.stdout}
+    for name, stream in streams.items():
+        if stream is None:
+            return f"standard {name} is closed"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    return ""
 
 
 def one_line(text: str) -> str:

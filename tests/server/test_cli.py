@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import pytest
 
 import export.cli
 import model.cli
+from dragoman.v1 import translation_pb2 as pb
 from export.bundle import Bundle, write_certificate
 from server.cli import main
 from server.client import ClientError, TranslationClient
@@ -155,6 +157,48 @@ class TestTranslate:
         pipe(process.stdin).close()
         assert process.wait(PATIENCE_S) == 0
         assert pipe(process.stderr).read() == b""
+
+    @pytest.mark.parametrize(
+        "argument",
+        [
+            (b"a \xff",),
+            (b"--model", b"\xff", b"a"),
+            (b"--source-language", b"\xff", b"a"),
+            (b"--beam-size", b"9" * 12, b"a"),
+        ],
+    )
+    @pytest.mark.parametrize("stream", [(), (b"--stream",)])
+    def test_arguments_that_no_request_can_hold_are_usage(
+        self, serving: tuple[str, ...], argument: tuple[bytes, ...], stream: tuple[bytes, ...]
+    ) -> None:
+        words = [*map(os.fsencode, (*DRAGOMAN, *serving)), *stream, *argument]
+        done = subprocess.run(words, capture_output=True, env=ENVIRONMENT, timeout=PATIENCE_S, check=False)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert b"Traceback" not in done.stderr
+
+    @pytest.mark.parametrize(
+        ("redirection", "said"),
+        [
+            ("</dev/null >/dev/full a", "No space left on device"),
+            ("</dev/null >/dev/full --stream a", "No space left on device"),
+            (">&- a", "standard output is closed"),
+            ("<&-", "standard input is closed"),
+            ("--stream <&-", "standard input is closed"),
+        ],
+    )
+    def test_streams_that_cannot_be_used_are_one_line(
+        self, serving: tuple[str, ...], redirection: str, said: str
+    ) -> None:
+        words = ["sh", "-c", f'exec "$@" {redirection}', "sh", *DRAGOMAN, *serving]
+        done = subprocess.run(words, capture_output=True, env=ENVIRONMENT, timeout=PATIENCE_S, check=False)
+        assert (done.returncode, done.stderr.decode()) == (1, f"dragoman translate: {said}\n")
+
+    def test_lines_out_are_utf8_as_lines_in_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        printed = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+        monkeypatch.setattr(TranslationClient, "translate", lambda *_: [pb.Translation(text="Mädchen")])
+        assert main(["translate", "a girl"]) == 0
+        assert printed.getvalue().decode() == "Mädchen\n"
 
     def test_ctrl_c_while_it_waits_for_input(self, serving: tuple[str, ...], begin: Any) -> None:
         process = begin(*serving)
@@ -307,6 +351,12 @@ def test_two_runtimes_are_noticed(monkeypatch: pytest.MonkeyPatch, names: set[st
 
 
 class TestMain:
+    def test_output_that_cannot_be_written_is_one_line(self, tmp_path: Path) -> None:
+        words = ["sh", "-c", 'exec "$@" >/dev/full', "sh", *DRAGOMAN, "verify", str(DEMO), "--out", str(tmp_path / "c")]
+        done = subprocess.run(words, capture_output=True, env=ENVIRONMENT, timeout=PATIENCE_S, check=False)
+        assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+        assert done.stderr.endswith(b"No space left on device\n")
+
     def test_usage(self, capsys: pytest.CaptureFixture[str]) -> None:
         for argv in ([], ["nonsense"], ["translate", "--beam-size", "x"]):
             with pytest.raises(SystemExit) as raised:
