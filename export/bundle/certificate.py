@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -111,5 +112,10 @@ def read_certificate(path: Path) -> list[Exam]:
 def write_certificate(path: Path, exams: Sequence[Exam]) -> None:
     """Write ``certificate.json`` in one move, so that no reader sees half of it."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(to_json([dataclasses.asdict(exam) for exam in exams], indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(to_json([dataclasses.asdict(exam) for exam in exams], indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()  # a bundle holds no file that its manifest does not list
+        raise

@@ -130,13 +130,18 @@ class Fields:
 
 
 def parse_json(text: str | bytes, *, where: str) -> Any:
-    """Read a JSON document; NaN, infinities and repeated names are refused.
+    """Read a JSON document; no NaN, infinity, integer beyond 64 bits, half a surrogate pair or repeated name.
 
     Raises:
         BundleError: ``text`` is no such document.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_names)
+        values = json.loads(
+            text, parse_constant=_refuse_constant, parse_int=_parse_integer, object_pairs_hook=_unique_names
+        )
+        if "\\u" in (text if isinstance(text, str) else text.decode()):
+            json.dumps(values, ensure_ascii=False).encode()  # only an escape can stand for half a surrogate pair
+        return values
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{where}: not JSON: {error}") from error
 
@@ -164,6 +169,13 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(unique) != len(pairs):
         raise ValueError("a name stands twice in one object")
     return unique
+
+
+def _parse_integer(text: str) -> int:
+    value = int(text)
+    if not -(1 << 63) <= value < 1 << 63:
+        raise ValueError(f"{text[:24]}... does not fit 64 bits")
+    return value
 
 
 def _refuse_constant(name: str) -> float:

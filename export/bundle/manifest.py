@@ -167,6 +167,9 @@ def _check_limits(manifest: Manifest, fields: Fields) -> None:
     dims = manifest.dims
     if not _NAME.fullmatch(manifest.name):
         raise fields.fault("name", f"a name like {_NAME.pattern}")
+    for name in ("source_languages", "target_languages"):
+        if not all(getattr(manifest, name)) or not getattr(manifest, name):
+            raise fields.fault(name, "at least one code, none empty")
     smallest_vocab = min(dims.source_vocab, dims.target_vocab)
     for name in ("pad_id", "unk_id", "start_id", "eos_id"):
         if getattr(manifest, name) >= smallest_vocab:

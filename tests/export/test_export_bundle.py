@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from export.bundle import (
     write_certificate,
     write_golden,
 )
+from export.bundle.fields import parse_json
 from tests.export.tiny import export_model, random_model
 
 HYPOTHESIS = GoldenHypothesis(
@@ -157,6 +159,8 @@ def test_a_path_that_leaves_the_bundle_is_refused(path: str, copy: Path) -> None
 WRONG_FIELDS: dict[str, dict[str, Any]] = {
     "format_version: got 2, wanted 1": {"format_version": 2},
     "name: got 'No/Name'": {"name": "No/Name"},
+    "source_languages: got [], wanted at least one code": {"source_languages": ()},
+    "target_languages: got ['de', ''], wanted": {"target_languages": ("de", "")},
     "eos_id: got 301": {"eos_id": 301},
     "suppressed_ids: got [3]": {"suppressed_ids": (3,)},
     "max_source_tokens: got 41, wanted at most max_positions = 40": {"max_source_tokens": 41},
@@ -180,6 +184,20 @@ def test_a_manifest_that_is_none_is_refused(text: str, copy: Path) -> None:
     (copy / "manifest.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(BundleError, match=r"manifest\.json"):
         Bundle.open(copy)
+
+
+@pytest.mark.parametrize("odd", ["9" * 400, "1" * 5000, '"\\ud800"', '"\\ud83d"', "1e999"])
+def test_values_that_cannot_be_held_are_refused(odd: str, copy: Path) -> None:
+    path = copy / "manifest.json"
+    whole = path.read_text()
+    for field in ("length_penalty", "license_note", "parameter_count"):
+        path.write_text(re.sub(rf'("{field}": ).*?(,?)$', lambda old: old[1] + odd + old[2], whole, flags=re.MULTILINE))
+        with pytest.raises(BundleError, match=r"manifest\.json"):
+            Bundle.open(copy)
+
+
+def test_escaped_text_is_text() -> None:
+    assert parse_json('"\\ud83d\\ude00 \\u00e4"', where="here") == "\N{GRINNING FACE} ä"
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Manifest)])
@@ -214,6 +232,13 @@ def test_a_broken_certificate_is_named(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(BundleError, match=r"certificate\.json"):
             read_certificate(path)
+
+
+def test_a_certificate_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "certificate.json").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_certificate(tmp_path / "certificate.json", [EXAM])
+    assert [path.name for path in tmp_path.iterdir()] == ["certificate.json"]
 
 
 def test_golden_sentences_survive_the_file_rounded(tmp_path: Path) -> None:
