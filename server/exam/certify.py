@@ -70,6 +70,8 @@ def _certificate_path(request: Request) -> Path:
     if request.out is not None:
         if not request.out.parent.is_dir():
             raise BundleError(f"{request.out}: got no directory {request.out.parent}, wanted one to write to")
+        if request.out.exists() and not request.out.is_file():
+            raise BundleError(f"{request.out}: got a directory or special file, wanted a plain file or none")
         return request.out
     if not os.access(request.path, os.W_OK):
         raise BundleError(f"{request.path}: cannot be written to; name the certificate with --out FILE")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 
@@ -31,7 +32,7 @@ def add_verify_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
         help="least share of sentences with the reference's token ids, 0 to 1 (default: %(default)s)",
     )
     verify.add_argument(
-        "--max-bleu-loss", type=float, metavar="B", help="most BLEU below the reference's (default: not asked)"
+        "--max-bleu-loss", type=_finite, metavar="B", help="most BLEU below the reference's (default: not asked)"
     )
     verify.set_defaults(run=run_verify)
 
@@ -40,6 +41,12 @@ def _positive(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text}, wanted at least 1")
     return int(text)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"got {text}, wanted a number")
+    return float(text)
 
 
 def _rate(text: str) -> float:

@@ -158,6 +158,11 @@ def test_a_certificate_that_cannot_be_written_is_one_line(
     assert only_line(capsys).endswith("taken.json: Is a directory; name another file with --out FILE")
     assert verify(bundle.path, "--out", tmp_path / "nowhere" / "c.json") == 1
     assert "nowhere, wanted one to write to" in only_line(capsys)
+    os.mkfifo(tmp_path / "pipe")  # neither read from nor replaced
+    for taken in (tmp_path, tmp_path / "pipe"):
+        assert verify(bundle.path, "--out", taken) == 1
+        assert only_line(capsys).endswith("wanted a plain file or none")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize(
@@ -189,7 +194,9 @@ def test_a_runner_that_fails_is_one_line(
     assert bundle.certificate() == []
 
 
-@pytest.mark.parametrize("words", [["--threads", "0"], ["--min-exact", "1.5"], ["--min-exact", "x"]])
+@pytest.mark.parametrize(
+    "words", [["--threads", "0"], ["--min-exact", "1.5"], ["--min-exact", "x"], ["--max-bleu-loss", "nan"]]
+)
 def test_bad_usage_ends_with_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         verify("anywhere", *words)
