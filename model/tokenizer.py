@@ -31,6 +31,8 @@ class Tokenizer:
             TokenizerError: the bytes are no SentencePiece model, or it defines no pad, unk, bos or eos.
         """
         try:
+            if not model_bytes:
+                raise RuntimeError("empty")  # taken for no argument at all
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
         except RuntimeError as error:
             raise TokenizerError("not a SentencePiece model") from error
@@ -55,6 +57,8 @@ class Tokenizer:
             return cls(path.read_bytes())
         except OSError as error:
             raise TokenizerError(f"{path}: {error.strerror}") from error
+        except TokenizerError as error:
+            raise TokenizerError(f"{path}: {error}") from error
 
     def save(self, directory: Path) -> None:
         """Write ``directory/sentencepiece.model``."""

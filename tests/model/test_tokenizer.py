@@ -39,5 +39,9 @@ def test_faults_are_named(tmp_path: Path) -> None:
         Tokenizer(b"nonsense")
     with pytest.raises(TokenizerError, match=r"sentencepiece\.model: No such file"):
         Tokenizer.load(tmp_path)
+    for content in (b"nonsense", b""):
+        (tmp_path / "sentencepiece.model").write_bytes(content)
+        with pytest.raises(TokenizerError, match=r"sentencepiece\.model: not a SentencePiece model"):
+            Tokenizer.load(tmp_path)
     with pytest.raises(TokenizerError, match="cannot train a vocabulary of 9000"):
         train_tokenizer(["a b c"], vocab_size=9000)
