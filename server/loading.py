@@ -38,11 +38,14 @@ def find_bundles(models: Path | None) -> list[Path]:
         LoadError: there is none.
     """
     path = Path(str(importlib.resources.files("server") / "assets")) if models is None else models
-    if (path / MANIFEST_FILE).is_file():
-        return [path]
-    if not path.is_dir():
-        raise LoadError(f"{path}: got no directory, wanted a bundle or a directory of bundles")
-    found = sorted(child for child in path.iterdir() if (child / MANIFEST_FILE).is_file())
+    try:
+        if (path / MANIFEST_FILE).is_file():
+            return [path]
+        if not path.is_dir():
+            raise LoadError(f"{path}: got no directory, wanted a bundle or a directory of bundles")
+        found = sorted(child for child in path.iterdir() if (child / MANIFEST_FILE).is_file())
+    except OSError as error:
+        raise LoadError(f"{path}: {error.strerror}") from error
     if not found:
         hint = "; this installation has no bundled demo, name a bundle with --models PATH" if models is None else ""
         raise LoadError(f"{path}: got no {MANIFEST_FILE} here or one level below, wanted a bundle{hint}")

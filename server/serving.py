@@ -39,6 +39,9 @@ def run_server(config: ServeConfig) -> int:
     except (BindError, LoadError) as error:
         print(f"dragoman serve: {error}", file=sys.stderr)
         return 1
+    except Exception:
+        _log.exception("the server failed")
+        return 1
 
 
 def two_runtimes() -> bool:
@@ -86,7 +89,7 @@ async def _serve(config: ServeConfig) -> int:
             return await _leave(app, config, signals)
         try:
             loaded.result()
-        except LoadError:
+        except Exception:
             await app.shut_down(lame_duck_s=0.0, grace_s=0.0, hurry=signals.hurry)
             raise
         registry.loading = False

@@ -16,7 +16,7 @@ from dragoman.v1 import translation_pb2 as pb
 from dragoman.v1.translation_pb2_grpc import add_TranslationServiceServicer_to_server
 from server.config import Address, ServeConfig
 from server.metrics import Metrics
-from server.models import Registry
+from server.models import ModelState, Registry
 from server.service.guard import Guard
 from server.service.health import Health
 from server.service.translation import TranslationService
@@ -144,7 +144,9 @@ class App:
                 await self._watching
         self._workers.shutdown(wait=False, cancel_futures=True)
         for model in self._registry.all():
-            model.runner.close()
+            # One that is still warming up is used by the thread that loads it.
+            if model.state is not ModelState.LOADING:
+                model.runner.close()
         return all_answered
 
 

@@ -20,6 +20,7 @@ import pytest
 
 import export.cli
 import model.cli
+import server.serving
 from dragoman.v1 import translation_pb2 as pb
 from export.bundle import Bundle, write_certificate
 from server.cli import main
@@ -303,6 +304,24 @@ class TestServe:
             done = run("serve", *ANYWHERE, "--models", str(path))
             assert done.returncode == 1
             assert done.stderr.splitlines()[-1].startswith(f"dragoman serve: {path}: got no ")
+
+    def test_a_path_that_cannot_be_looked_at_is_one_line(self) -> None:
+        done = run("serve", *ANYWHERE, "--models", "a" * 5000)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1] == f"dragoman serve: {'a' * 5000}: File name too long"
+        assert "Traceback" not in done.stderr
+
+    def test_what_nobody_thought_of_is_one_line_of_the_log(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def fail(*_: Any, **__: Any) -> None:
+            raise MemoryError("so many rows")
+
+        monkeypatch.setattr(server.serving, "load_models", fail)
+        assert main(["serve", *ANYWHERE]) == 1
+        *_, last = capsys.readouterr().err.splitlines()
+        assert json.loads(last)["event"] == "the server failed"
+        assert "so many rows" in json.loads(last)["exception"]
 
     def test_wrong_settings_are_usage(self) -> None:
         done = run("serve", "--threads", "many")

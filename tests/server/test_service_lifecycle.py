@@ -257,6 +257,17 @@ class TestShutdown:
         gate_of(model).open()
         assert not leaving.result(PATIENCE_S)
 
+    def test_a_model_that_still_loads_keeps_its_runner(
+        self, server: RunningServer, model: ServedModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        loading = server.add_model(name="loading")
+        loading.state = ModelState.LOADING
+        closed: list[str] = []
+        for one in (model, loading):
+            monkeypatch.setattr(one.runner, "close", lambda name=one.name: closed.append(name))
+        assert server.begin_shut_down().result(PATIENCE_S)
+        assert closed == [model.name]
+
 
 async def _noop() -> None:
     """Runs after what was begun before it has come to its first wait."""
