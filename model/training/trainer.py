@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from model.checkpoint import Checkpoint, load_weights, save_checkpoint, unique_p
 from model.config import ConfigError, TransformerConfig
 from model.data import Batch, ParallelText, TokenisedCorpus, read_parallel
 from model.tokenizer import Tokenizer, train_tokenizer
+from model.training.interrupt import held_interrupt
 from model.training.log import TrainingLog, plot_log
 from model.training.recipe import Recipe
 from model.training.schedule import learning_rate
@@ -88,16 +89,14 @@ class Trainer:
     def run(self) -> None:
         """Train to the end of the recipe, then average and write the final checkpoint.
 
-        An interrupt (Ctrl-C) saves the state and is raised again.
+        An interrupt (Ctrl-C) waits for the end of an update and its validation, saves the state and is raised; a
+        second one is raised at once, and the state is what was saved before.
         """
-        try:
-            self._train()
-        except KeyboardInterrupt:
-            self._save()
-            raise
+        with held_interrupt() as interrupted:
+            self._train(interrupted)
         self._finish()
 
-    def _train(self) -> None:
+    def _train(self, interrupted: Callable[[], bool]) -> None:
         settings, progress = self._recipe.optimisation, self._progress
         saved_at = time.monotonic()
         losses: deque[float] = deque(maxlen=_LOG_EVERY)
@@ -113,6 +112,9 @@ class Trainer:
                         bar.set_postfix(epoch=progress.epoch, loss=f"{loss:.3f}", bleu=f"{progress.best_bleu:.2f}")
                     if progress.update % settings.validate_every == 0:
                         self._validate()
+                    if interrupted():
+                        self._save()
+                        raise KeyboardInterrupt
                     if self._done():
                         return
                     if time.monotonic() - saved_at > _SAVE_EVERY_S:

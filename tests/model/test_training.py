@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from model.checkpoint import load_checkpoint
 from model.config import ConfigError
 from model.data import DataError, ParallelText, TokenisedCorpus, read_parallel
 from model.tokenizer import Tokenizer
+from model.training.interrupt import held_interrupt
 from model.training.log import read_log
 from model.training.recipe import Recipe, read_recipe
 from model.training.schedule import learning_rate
@@ -87,6 +89,41 @@ def test_a_killed_training_resumes_to_the_same_weights(
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert read_log(tmp_path / "whole" / "training") == read_log(cut / "training")
+
+
+@pytest.mark.parametrize("update", [7, 10])  # in the middle of an epoch, and where a validation follows
+def test_an_interrupted_training_resumes_to_the_same_weights(
+    update: int, recipe: Recipe, corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Trainer(recipe, data=corpus_folder, out=tmp_path / "whole").run()
+
+    cut = tmp_path / "cut"
+    first = Trainer(recipe, data=corpus_folder, out=cut)
+    step = first._optimizer.step
+
+    def interrupting() -> None:
+        step()
+        if first._progress.update == update - 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(first._optimizer, "step", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    second = Trainer(recipe, data=corpus_folder, out=cut)
+    assert second._progress.update == update
+    second.run()
+
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_interrupt_does_not_wait() -> None:
+    with held_interrupt() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_the_final_checkpoint_is_the_average_rounded_and_loads(
