@@ -6,6 +6,7 @@ Nothing is ever unpickled. Tied matrices are stored once.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from model.transformer import Transformer
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FOLDER = "tokenizer"
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 class CheckpointError(ValueError):
@@ -45,6 +47,20 @@ class ModelCard:
     target_languages: tuple[str, ...]
     license_note: str = ""
     decoding: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Hold what a bundle will be held to, before hours of training."""
+        values: dict[str, Any] = vars(self)  # as YAML and JSON gave them
+        if not isinstance(values["name"], str) or not _NAME.fullmatch(values["name"]):
+            raise ConfigError(f"name: got {self.name!r}, wanted lower-case letters, digits and . _ - as in en-de")
+        for name in ("source_languages", "target_languages"):
+            codes = values[name]
+            if not isinstance(codes, tuple) or not codes or not all(isinstance(code, str) and code for code in codes):
+                raise ConfigError(f"{name}: got {codes!r}, wanted at least one code")
+        if not isinstance(values["license_note"], str):
+            raise ConfigError(f"license_note: got {self.license_note!r}, wanted a text")
+        if not isinstance(values["decoding"], dict):
+            raise ConfigError(f"decoding: got {self.decoding!r}, wanted a mapping")
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,10 @@ def load_weights(model: Transformer, path: Path) -> None:
             tensor.copy_(stored[name])
 
 
+def _codes(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def load_checkpoint(directory: Path) -> Checkpoint:
     """Read a checkpoint directory; the model comes in float32 and in eval mode.
 
@@ -122,8 +142,8 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         transformer = TransformerConfig.from_dict(config["transformer"])
         card = ModelCard(
             name=config["name"],
-            source_languages=tuple(config["source_languages"]),
-            target_languages=tuple(config["target_languages"]),
+            source_languages=_codes(config["source_languages"]),
+            target_languages=_codes(config["target_languages"]),
             license_note=config["license_note"],
             decoding=config["decoding"],
         )

@@ -26,7 +26,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     try:
         Trainer(read_recipe(arguments.config), data=arguments.data, out=arguments.out).run()
-    except (ConfigError, DataError, TokenizerError) as error:
+    except (ConfigError, DataError, TokenizerError, OSError) as error:
         print(f"dragoman train: {error}", file=sys.stderr)
         return 1
     return 0

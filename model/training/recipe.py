@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import yaml
 
 from model.checkpoint import ModelCard
 from model.config import ConfigError
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +53,28 @@ class OptimisationConfig:
     checkpoint_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("batch_tokens", "max_length", "warmup_updates", "max_updates", "validate_every", "average_last"):
+        for field in dataclasses.fields(self):
+            got, kind = getattr(self, field.name), type(field.default)
+            # A whole number is a fraction too; True is neither, though Python counts with it.
+            if type(got) is not kind and not (kind is float and type(got) is int):
+                hint = " (YAML wants 1.0e-3 for 1e-3)" if kind is float and isinstance(got, str) else ""
+                raise ConfigError(f"{field.name}: got {got!r}, wanted {_KINDS[kind]}{hint}")
+        for name in (
+            "batch_tokens",
+            "max_length",
+            "warmup_updates",
+            "max_updates",
+            "validate_every",
+            "average_last",
+            "patience",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, wanted at least 1")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ConfigError(f"label_smoothing: got {self.label_smoothing}, wanted 0 <= label_smoothing < 1")
+        for name in ("peak_learning_rate", "clip_norm"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: got {getattr(self, name)}, wanted a number above 0")
         if self.checkpoint_dtype not in ("float32", "float16"):
             raise ConfigError(f"checkpoint_dtype: got {self.checkpoint_dtype!r}, wanted float32 or float16")
 
@@ -83,10 +105,13 @@ def read_recipe(path: Path) -> Recipe:
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(fields, dict):
         raise ConfigError(f"{path}: got {type(fields).__name__}, wanted a mapping")
     try:
+        vocab_size = fields["tokenizer"]["vocab_size"]
+        if type(vocab_size) is not int or vocab_size < 1:
+            raise ConfigError(f"vocab_size: got {vocab_size!r}, wanted a whole number of at least 1")
         return Recipe(
             card=ModelCard(
                 name=fields["name"],
@@ -95,7 +120,7 @@ def read_recipe(path: Path) -> Recipe:
                 license_note=fields.get("license_note", ""),
                 decoding=fields.get("decoding", {}),
             ),
-            vocab_size=fields["tokenizer"]["vocab_size"],
+            vocab_size=vocab_size,
             transformer=dict(fields["transformer"]),
             optimisation=_optimisation(fields["optimisation"]),
         )

@@ -71,6 +71,7 @@ class Trainer:
         self._validation = TokenisedCorpus(
             validation_text, self._tokenizer, batch_tokens=settings.batch_tokens, max_length=1_000_000
         )
+        _check_positions(recipe, self._corpus, self._validation)
         torch.manual_seed(settings.seed)
         vocab_size = self._tokenizer.vocab_size
         self._model = Transformer(
@@ -227,6 +228,14 @@ class Trainer:
             moments = {key: tensors.get(f"adam.{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
             if all(moment is not None for moment in moments.values()):
                 self._optimizer.state[parameter] = moments
+
+
+def _check_positions(recipe: Recipe, *corpora: TokenisedCorpus) -> None:
+    """Hold that the model has a position for every token of the data."""
+    most = recipe.transformer.get("max_positions", TransformerConfig.max_positions)
+    longest = max(len(side) for corpus in corpora for pair in corpus.pairs for side in pair)
+    if isinstance(most, int) and longest > most:
+        raise ConfigError(f"max_positions: got {most}, wanted at least {longest}, the tokens of the longest sentence")
 
 
 def average_snapshots(paths: Sequence[Path]) -> dict[str, Tensor]:

@@ -69,6 +69,18 @@ def test_broken_files_are_named(saved: tuple[Path, Transformer]) -> None:
         load_checkpoint(path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("name", 5), ("source_languages", "en"), ("target_languages", []), ("decoding", None), ("license_note", None)],
+)
+def test_a_wrong_field_of_the_card_is_named(field: str, value: object, saved: tuple[Path, Transformer]) -> None:
+    path, _ = saved
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(CheckpointError, match=rf"config\.json: {field}: got"):
+        load_checkpoint(path)
+
+
 def test_a_tokenizer_of_another_size_is_refused(saved: tuple[Path, Transformer]) -> None:
     path, _ = saved
     config = json.loads((path / "config.json").read_text())

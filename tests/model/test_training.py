@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import gzip
 import json
 import signal
 from pathlib import Path
@@ -13,8 +15,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint import load_checkpoint
+from model.cli import run_train
 from model.config import ConfigError
-from model.data import DataError, ParallelText, TokenisedCorpus, read_parallel
+from model.data import DataError, ParallelText, TokenisedCorpus, read_lines, read_parallel
 from model.tokenizer import Tokenizer
 from model.training.interrupt import held_interrupt
 from model.training.log import read_log
@@ -198,6 +201,64 @@ def test_bad_recipes_are_named(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({key: value for key, value in RECIPE.items() if key != "name"}))
     with pytest.raises(ConfigError, match="missing field 'name'"):
         read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "said"),
+    [
+        ("optimisation", {"peak_learning_rate": "1e-3"}, "wanted a number (YAML wants 1.0e-3 for 1e-3)"),
+        ("optimisation", {"seed": "x"}, "seed: got 'x', wanted a whole number"),
+        ("optimisation", {"batch_tokens": 1.5}, "batch_tokens: got 1.5"),
+        ("optimisation", {"bf16": "no"}, "bf16: got 'no', wanted true or false"),
+        ("optimisation", {"label_smoothing": 2}, "label_smoothing: got 2"),
+        ("optimisation", {"clip_norm": 0}, "clip_norm: got 0"),
+        ("optimisation", {"patience": -1}, "patience: got -1"),
+        ("tokenizer", {"vocab_size": "many"}, "vocab_size: got 'many'"),
+        ("name", "Bad Name", "name: got 'Bad Name'"),
+        ("source_language", ["en"], "source_languages: got (['en'],)"),
+        ("license_note", 5, "license_note: got 5"),
+        ("decoding", [1], "decoding: got [1], wanted a mapping"),
+    ],
+)
+def test_a_recipe_that_cannot_end_well_is_refused_at_once(section: str, fields: Any, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, section: fields}))
+    if isinstance(fields, dict):
+        path.write_text(yaml.safe_dump({**RECIPE, section: {**RECIPE[section], **fields}}))
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert said in str(caught.value)
+
+
+def test_broken_yaml_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("a: [\n b: {")
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_beyond_the_positions_and_folders_that_cannot_be_made_are_one_line(
+    corpus_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, "transformer": {**RECIPE["transformer"], "max_positions": 3}}))
+    for out, said in ((tmp_path / "out", "max_positions: got 3, wanted at least"), (path, "Not a directory")):
+        arguments = argparse.Namespace(config=path, data=corpus_folder, out=out)
+        assert run_train(arguments) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("dragoman train: ")
+        assert said in line
+
+
+def test_a_damaged_gzip_file_is_named(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(b"a man rides a bicycle\n" * 50))
+    packed[12] ^= 0xFF
+    path = tmp_path / "train.en.gz"
+    path.write_bytes(packed)
+    with pytest.raises(DataError, match=r"train\.en\.gz"):
+        read_lines(path)
 
 
 def test_the_bundled_recipe_is_valid() -> None:
