@@ -101,11 +101,16 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, dtype: torch.dty
     checkpoint.tokenizer.save(directory / TOKENIZER_FOLDER)
 
 
+def _finite(tensor: Tensor | None) -> bool:
+    return tensor is None or bool(tensor.isfinite().all())
+
+
 def load_weights(model: Transformer, path: Path) -> None:
     """Copy the tensors of a safetensors file into ``model``, in the model's own dtype.
 
     Raises:
-        CheckpointError: the file is unreadable, or a tensor is missing, unexpected or misshapen; all are listed.
+        CheckpointError: the file is unreadable, or a tensor is missing, unexpected, misshapen or not finite; all are
+            listed.
     """
     try:
         stored = load_file(path)
@@ -119,6 +124,7 @@ def load_weights(model: Transformer, path: Path) -> None:
         for name in sorted(set(wanted) & set(stored))
         if stored[name].shape != wanted[name].shape
     ]
+    faults += [f"{name}: got values that are not finite" for name in sorted(wanted) if not _finite(stored.get(name))]
     if faults:
         raise CheckpointError(f"{path} does not fit its configuration:\n  " + "\n  ".join(faults))
     with torch.no_grad():

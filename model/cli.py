@@ -18,6 +18,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run_train(arguments: argparse.Namespace) -> int:
     """Train, resuming where an earlier run of the same command stopped; returns the exit code."""
+    from model.checkpoint import CheckpointError
     from model.config import ConfigError
     from model.data import DataError
     from model.tokenizer import TokenizerError
@@ -26,7 +27,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     try:
         Trainer(read_recipe(arguments.config), data=arguments.data, out=arguments.out).run()
-    except (ConfigError, DataError, TokenizerError, OSError) as error:
+    except (CheckpointError, ConfigError, DataError, TokenizerError, OSError) as error:
         print(f"dragoman train: {error}", file=sys.stderr)
         return 1
     return 0

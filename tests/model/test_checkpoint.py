@@ -46,6 +46,7 @@ def test_every_wrong_tensor_is_listed(saved: tuple[Path, Transformer]) -> None:
     del weights["decoder.0.cross_attention.key.bias"]
     weights["surprise"] = torch.zeros(2, 3)
     weights["encoder.0.feed_forward.inner.bias"] = torch.zeros(7)
+    weights["encoder.1.feed_forward.inner.bias"][3] = float("nan")
     save_file(weights, path / "model.safetensors")
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(path)
@@ -53,6 +54,7 @@ def test_every_wrong_tensor_is_listed(saved: tuple[Path, Transformer]) -> None:
     assert "missing decoder.0.cross_attention.key.bias, wanted [24]" in message
     assert "unexpected surprise [2, 3]" in message
     assert "encoder.0.feed_forward.inner.bias: got [7], wanted [40]" in message
+    assert "encoder.1.feed_forward.inner.bias: got values that are not finite" in message
 
 
 def test_broken_files_are_named(saved: tuple[Path, Transformer]) -> None:
