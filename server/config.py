@@ -95,7 +95,8 @@ def parse_address(text: str) -> Address:
     """
     host, colon, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
-    if not colon or not bare or (":" in bare) != host.startswith("[") or not port.isascii() or not port.isdigit():
+    bracketed = host.startswith("[")
+    if not (text.isascii() and colon and bare and port.isdigit()) or (":" in bare) != bracketed:
         raise ValueError("HOST:PORT")
     if int(port) > 65535:
         raise ValueError("a port from 0 to 65535")
@@ -210,5 +211,7 @@ def _read_file(path: Path) -> dict[str, str]:
             raise ConfigError(f"{path}: got key {key!r}, wanted one of {', '.join(sorted(known))}")
         if not isinstance(value, str | int | float):
             raise ConfigError(f"{path}: {key}: got {type(value).__name__}, wanted a text, number or boolean")
+        if name in texts:
+            raise ConfigError(f"{path}: got {name} twice, with - and with _, wanted it once")
         texts[name] = str(value)
     return texts

@@ -54,6 +54,8 @@ def test_variables_that_kubernetes_sets_are_left_alone() -> None:
         (["--listen", "localhost"], {}, "--listen: got 'localhost', wanted HOST:PORT"),
         (["--listen", "h:70000"], {}, "wanted a port from 0 to 65535"),
         (["--listen", "::1:5"], {}, "--listen"),
+        (["--listen", "höst:5"], {}, "--listen: got 'höst:5', wanted HOST:PORT"),
+        (["--metrics", "\udcff:5"], {}, "--metrics"),
         (["--models", ""], {}, "--models"),
         ([], {"DRAGOMAN_REFLECTION": "maybe"}, "DRAGOMAN_REFLECTION: got 'maybe', wanted true or false"),
         ([], {"DRAGOMAN_CONFIG": "/no/such.toml"}, "/no/such.toml: No such file"),
@@ -72,6 +74,7 @@ def test_wrong_settings_are_named(flags: list[str], environ: dict[str, str], sai
         ("threads = [1]", "threads: got list"),
         ("threads = 1.5", "threads: got '1.5'"),
         ("threads", "no TOML"),
+        ("max-queue = 1\nmax_queue = 2", "got max-queue twice"),
     ],
 )
 def test_wrong_files_are_named(tmp_path: Path, text: str, said: str) -> None:
