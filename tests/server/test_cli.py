@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -318,6 +319,7 @@ class TestServe:
             raise MemoryError("so many rows")
 
         monkeypatch.setattr(server.serving, "load_models", fail)
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])  # the server's own are not left to other tests
         assert main(["serve", *ANYWHERE]) == 1
         *_, last = capsys.readouterr().err.splitlines()
         assert json.loads(last)["event"] == "the server failed"
