@@ -21,6 +21,7 @@ from server.metrics import Metrics, ModelMetrics
 from server.models import Limits, ModelState, ServedModel
 from server.resources import cpu_count
 from server.service.errors import MODEL_REASONS
+from server.service.health import RESERVED_NAMES
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +82,9 @@ def load_models(config: ServeConfig, metrics: Metrics, *, on_opened: Callable[[S
 def _open_model(path: Path, config: ServeConfig, metrics: Metrics) -> tuple[ServedModel, Bundle]:
     bundle = Bundle.open(path)
     manifest = bundle.manifest
+    if manifest.name in RESERVED_NAMES:
+        wanted = f"none of {', '.join(RESERVED_NAMES)}: they name health services"
+        raise BundleError(f"{path}: name: got {manifest.name!r}, wanted {wanted}")
     tokenizer = Tokenizer.load(bundle.tokenizer_path)
     _check_tokenizer(tokenizer, bundle)
     max_candidates = 2 * config.max_beam_size

@@ -12,6 +12,9 @@ from server.models import Registry
 
 READINESS = "readiness"
 LIVENESS = "liveness"
+RESERVED_NAMES = (LIVENESS, READINESS)
+"""Names that no model can have: each model is a health service too."""
+
 LONGEST_ROUND_S = 60.0
 """A decode loop that shows no sign of life for longer is taken for dead."""
 

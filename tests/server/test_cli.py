@@ -300,6 +300,14 @@ class TestServe:
         with TranslationClient(started["listen"]) as client:
             assert client.translate(["A man is riding a bicycle."])[0].text.startswith("Ein Mann")
 
+    @pytest.mark.parametrize("name", ["readiness", "liveness"])
+    def test_a_model_may_not_take_a_health_services_name(self, tmp_path: Path, name: str) -> None:
+        path = Path(shutil.copytree(DEMO, tmp_path / "bundle"))
+        (path / "manifest.json").write_text(replace(Bundle.open(path).manifest, name=name).to_json())
+        done = run("serve", *ANYWHERE, "--models", str(path), "--allow-uncertified")
+        assert done.returncode == 1
+        assert f"name: got {name!r}, wanted none of liveness, readiness" in done.stderr.splitlines()[-1]
+
     def test_no_bundle(self, tmp_path: Path) -> None:
         for path in (tmp_path, tmp_path / "nowhere"):
             done = run("serve", *ANYWHERE, "--models", str(path))
