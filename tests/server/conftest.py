@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
 from model.tokenizer import Tokenizer
 from server.models import ServedModel
+from tests.server.commands import DRAGOMAN, ENVIRONMENT, pipe
 from tests.server.running import RunningServer, make_tokenizer
 
 
@@ -27,3 +31,28 @@ def server(tokenizer: Tokenizer) -> Iterator[RunningServer]:
 def model(server: RunningServer) -> ServedModel:
     """The server's only model: the translation is the source."""
     return server.add_model()
+
+
+@pytest.fixture
+def serving(server: RunningServer, model: ServedModel) -> tuple[str, ...]:
+    """``translate`` with a server whose translations are its sources."""
+    return ("translate", "--server", str(server.address))
+
+
+@pytest.fixture
+def begin() -> Iterator[Any]:
+    """Starts ``dragoman`` and ends what a test leaves running."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[bytes]:
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        started.append(subprocess.Popen([*DRAGOMAN, *arguments], env=ENVIRONMENT, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            with suppress(BrokenPipeError):  # what was never flushed has no reader any more
+                pipe(stream).close()
