@@ -19,18 +19,20 @@ from dragoman.v1 import translation_pb2 as pb
 from dragoman.v1.translation_pb2_grpc import TranslationServiceStub
 
 ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "server" / "assets" / "multi30k-en-de"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
+"""Variables of a process that takes our packages from the checkout."""
 
 
 class Served:
     """A ``dragoman serve`` process that has told where it listens."""
 
-    def __init__(self, *flags: str, cwd: Path = ROOT, environment: Mapping[str, str] | None = None) -> None:
-        """Start it; without ``environment`` it takes our packages from the checkout."""
+    def __init__(self, *flags: str, cwd: Path = ROOT, environment: Mapping[str, str] = ENVIRONMENT) -> None:
         addresses = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "server.cli", "serve", *addresses, *flags],
             cwd=cwd,
-            env=environment or {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"},
+            env=environment,
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -17,9 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dragoman.v1 import translation_pb2 as pb
 from export.bundle import Bundle
-from tests.served import ROOT, Served
+from tests.served import DEMO, ROOT, Served
 
-DEMO = ROOT / "server" / "assets" / "multi30k-en-de"
 LARGEST_BUNDLE_BYTES = 12_000_000
 LARGEST_IDLE_MEMORY_BYTES = 300_000_000
 

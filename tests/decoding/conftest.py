@@ -15,15 +15,14 @@ from export.bundle import (
     DecodingDefaults,
     GoldenHypothesis,
     GoldenSentence,
-    Manifest,
     write_bundle,
     write_golden,
 )
-from export.contract import GRAPH_NAMES, ModelDimensions
+from export.contract import GRAPH_NAMES
 from model.tokenizer import Tokenizer, train_tokenizer
 from server.decoding.sequence import FinishReason, Hypothesis, SearchOptions
 from tests.decoding import oracle
-from tests.decoding.fake_runner import END, PAD, START, SUPPRESSED, UNK, Rule, log_softmax, random_rule
+from tests.decoding.fake_runner import END, SUPPRESSED, Rule, fake_manifest, log_softmax, random_rule
 
 MAX_TOKENS = 10
 VOCAB = 24
@@ -101,32 +100,11 @@ def bundle(tmp_path: Path, tokenizer: Tokenizer, rule: Rule, make_golden: Golden
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
 
-    manifest = Manifest(
-        name="fake",
-        source_languages=("en",),
-        target_languages=("de",),
-        architecture="fake",
-        dims=ModelDimensions(
-            encoder_layers=1,
-            decoder_layers=1,
-            heads=1,
-            head_dim=8,
-            d_model=8,
-            source_vocab=VOCAB,
-            target_vocab=VOCAB,
-            max_positions=64,
-        ),
-        pad_id=PAD,
-        unk_id=UNK,
-        start_id=START,
-        eos_id=END,
-        suppressed_ids=SUPPRESSED,
+    manifest = fake_manifest(
+        vocab=VOCAB,
         decoding=DecodingDefaults(max_output_tokens=MAX_TOKENS),
         max_source_tokens=64,
         max_output_tokens=64,
-        parameter_count=1,
         graphs={"cpu": "ort-fp32"},
-        files={},
-        tool_versions={},
     )
     return write_bundle(tmp_path / "bundle", manifest=manifest, fill=fill)

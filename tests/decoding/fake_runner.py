@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from export.bundle import Manifest
+from export.contract import ModelDimensions
 from export.runners.protocol import Candidates, FloatArray, IntArray, RunnerError, RunnerLimits, ShapeError
 
 PAD, UNK, START, END = 0, 1, 2, 3
@@ -162,3 +165,33 @@ class FakeRunner:
 
     def close(self) -> None:
         self._rows = []
+
+
+def fake_manifest(*, vocab: int, **fields: Any) -> Manifest:
+    """What a bundle of a model without weights says of itself; ``fields`` are Manifest's, the rest is made up."""
+    made_up: dict[str, Any] = {
+        "name": "fake",
+        "source_languages": ("en",),
+        "target_languages": ("de",),
+        "architecture": "fake-1x8",
+        "dims": ModelDimensions(
+            encoder_layers=1,
+            decoder_layers=1,
+            heads=1,
+            head_dim=8,
+            d_model=8,
+            source_vocab=vocab,
+            target_vocab=vocab,
+            max_positions=64,
+        ),
+        "pad_id": PAD,
+        "unk_id": UNK,
+        "start_id": START,
+        "eos_id": END,
+        "suppressed_ids": SUPPRESSED,
+        "parameter_count": 123,
+        "graphs": {},
+        "files": {},
+        "tool_versions": {},
+    }
+    return Manifest(**made_up | fields)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import IO, Any
 
+from tests.served import ENVIRONMENT
 from tests.server.running import PATIENCE_S
 
-ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "server" / "assets" / "multi30k-en-de"
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
 DRAGOMAN = (sys.executable, "-m", "server.cli")
 ANYWHERE = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
 

@@ -11,7 +11,8 @@ import pytest
 
 from model.tokenizer import Tokenizer
 from server.models import ServedModel
-from tests.server.commands import DRAGOMAN, ENVIRONMENT, pipe
+from tests.served import ENVIRONMENT
+from tests.server.commands import DRAGOMAN, pipe
 from tests.server.running import RunningServer, make_tokenizer
 
 

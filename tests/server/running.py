@@ -16,8 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from dragoman.v1.translation_pb2_grpc import TranslationServiceStub
-from export.bundle import DecodingDefaults, Exam, Manifest
-from export.contract import ModelDimensions
+from export.bundle import DecodingDefaults, Exam
 from model.tokenizer import Tokenizer, train_tokenizer
 from server.config import Address, ServeConfig
 from server.decoding.loop import DecodeLoop
@@ -26,7 +25,7 @@ from server.metrics import Metrics, ModelMetrics
 from server.models import Limits, ModelState, Registry, ServedModel
 from server.service.app import METHODS, App
 from server.service.errors import MODEL_LESS_REASONS, MODEL_REASONS
-from tests.decoding.fake_runner import END, PAD, START, SUPPRESSED, UNK, FakeRunner, Rule, copying_rule
+from tests.decoding.fake_runner import END, PAD, START, FakeRunner, Rule, copying_rule, fake_manifest
 
 PATIENCE_S = 60.0
 """How long a test waits for what must come, before it fails."""
@@ -104,33 +103,14 @@ def make_model(
 ) -> ServedModel:
     """A serving model whose translation is its source, unless ``rule`` says otherwise."""
     vocab = tokenizer.vocab_size
-    manifest = Manifest(
+    manifest = fake_manifest(
+        vocab=vocab,
         name=name,
         source_languages=source_languages,
         target_languages=target_languages,
-        architecture="fake-1x8",
-        dims=ModelDimensions(
-            encoder_layers=1,
-            decoder_layers=1,
-            heads=1,
-            head_dim=8,
-            d_model=8,
-            source_vocab=vocab,
-            target_vocab=vocab,
-            max_positions=64,
-        ),
-        pad_id=PAD,
-        unk_id=UNK,
-        start_id=START,
-        eos_id=END,
-        suppressed_ids=SUPPRESSED,
         decoding=DecodingDefaults(max_output_tokens=50),
         max_source_tokens=max_source_tokens,
         max_output_tokens=60,
-        parameter_count=123,
-        graphs={},
-        files={},
-        tool_versions={},
         license_note="for tests",
     )
     runner = FakeRunner(rule or copying_rule(vocab=vocab), **{"max_rows": 16, **runner_options})

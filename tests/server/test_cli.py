@@ -12,7 +12,8 @@ import pytest
 import export.cli
 import model.cli
 from server.cli import main
-from tests.server.commands import DEMO, DRAGOMAN, ENVIRONMENT
+from tests.served import DEMO, ENVIRONMENT
+from tests.server.commands import DRAGOMAN
 from tests.server.running import PATIENCE_S
 
 

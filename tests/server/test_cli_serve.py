@@ -18,7 +18,8 @@ from export.bundle import Bundle, write_certificate
 from server.cli import main
 from server.client import ClientError, TranslationClient
 from server.serving import two_runtimes
-from tests.server.commands import ANYWHERE, DEMO, pipe, run, wait_for
+from tests.served import DEMO
+from tests.server.commands import ANYWHERE, pipe, run, wait_for
 from tests.server.running import PATIENCE_S
 
 

@@ -16,7 +16,8 @@ from server.cli import main
 from server.client import TranslationClient
 from server.models import ServedModel
 from server.translate.command import one_line
-from tests.server.commands import DRAGOMAN, ENVIRONMENT, pipe, run
+from tests.served import ENVIRONMENT
+from tests.server.commands import DRAGOMAN, pipe, run
 from tests.server.running import PATIENCE_S, TEXTS, gate_of, heard
 
 
