@@ -26,7 +26,7 @@ from tqdm import tqdm
 from dragoman.v1 import translation_pb2, translation_pb2_grpc
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.data import read_lines
-from model.reference import ReferenceHypothesis, beam_search, greedy_search
+from model.reference import ReferenceHypothesis, ReferenceOptions, beam_search, greedy_search
 
 BATCH = 100
 SCORE_TOLERANCE = 1e-3
@@ -50,17 +50,10 @@ def translate(
 def decode(checkpoint: Checkpoint, text: str, *, beam_size: int, max_output_tokens: int) -> ReferenceHypothesis:
     """The reference's best hypothesis for one text."""
     source = checkpoint.tokenizer.encode(text)
+    options = ReferenceOptions(beam_size=beam_size, max_output_tokens=max_output_tokens)
     if beam_size == 1:
-        return greedy_search(checkpoint.model, source, max_output_tokens=max_output_tokens)
-    found = beam_search(
-        checkpoint.model,
-        source,
-        beam_size=beam_size,
-        length_penalty=1.0,
-        length_penalty_type="GNMT",
-        max_output_tokens=max_output_tokens,
-    )
-    return found[0]
+        return greedy_search(checkpoint.model, source, options)
+    return beam_search(checkpoint.model, source, options)[0]
 
 
 def measures(outputs: list[str], references: list[str]) -> dict[str, dict[str, float | str]]:

@@ -64,7 +64,7 @@ def plan_manifest(
         dims=dimensions_of(model),
         pad_id=config.pad_id,
         unk_id=config.unk_id,
-        start_id=config.bos_id,
+        start_id=config.start_id,
         eos_id=config.eos_id,
         suppressed_ids=config.suppressed_ids,
         decoding=_decoding_defaults(card.decoding, max_output_tokens=output_limit),
@@ -74,6 +74,7 @@ def plan_manifest(
         graphs={"cpu": f"{FLAVOUR}-fp32"},
         files={},
         tool_versions=_tool_versions(),
+        language_aliases=dict(checkpoint.tokenizer.language_aliases),
         license_note=card.license_note,
     )
 

@@ -13,7 +13,8 @@ from export.bundle import BeamOptions, BundleError, DecodingDefaults, GoldenHypo
 from export.bundle.fields import Fields
 from export.errors import ExportError
 from model.checkpoint import Checkpoint
-from model.reference import LengthPenaltyType, ReferenceHypothesis, beam_search, greedy_search
+from model.reference import LengthPenaltyType, ReferenceHypothesis, ReferenceOptions, beam_search, greedy_search
+from model.transformer import Transformer
 
 BEAM_SIZE = 4
 _DEFAULT_FILE = Path(__file__).with_name("golden.txt")
@@ -21,18 +22,27 @@ _DEFAULT_FILE = Path(__file__).with_name("golden.txt")
 
 @dataclass(frozen=True)
 class Question:
-    """A source text and, where there is one, a person's translation."""
+    """A source text and, where there is one, a person's translation.
+
+    Attributes:
+        source: text.
+        reference: a person's translation; None: there is none.
+        source_language: served code; empty: the model's only one.
+        target_language: served code; empty: the model's only one.
+    """
 
     source: str
     reference: str | None = None
+    source_language: str = ""
+    target_language: str = ""
 
 
 def read_questions(path: Path) -> list[Question]:
     """Read golden sentences, one per line.
 
     Args:
-        path: ``.jsonl`` with ``source`` and, if there is one, ``reference``; any other file: the source, or source,
-            tab, reference. Blank lines are passed over.
+        path: ``.jsonl`` with ``source`` and, where there are such, ``reference``, ``source_language`` and
+            ``target_language``; any other file: the source, or source, tab, reference. Blank lines are passed over.
 
     Raises:
         ExportError: the file cannot be read, a line is malformed, or there is none.
@@ -55,13 +65,21 @@ def read_questions(path: Path) -> list[Question]:
 def default_questions(checkpoint: Checkpoint, *, max_source_tokens: int) -> list[Question]:
     """Built-in sentences in a dozen languages, those that fit the model; for one that comes with none of its own.
 
+    A model of many languages is asked for each in turn.
+
     Raises:
         ExportError: none fits.
     """
-    encode = checkpoint.tokenizer.encode
-    fitting = [
-        question for question in read_questions(_DEFAULT_FILE) if len(encode(question.source)) <= max_source_tokens
-    ]
+    card = checkpoint.card
+    fitting = []
+    for number, question in enumerate(read_questions(_DEFAULT_FILE)):
+        asked = replace(
+            question,
+            source_language=card.source_languages[number % len(card.source_languages)],
+            target_language=card.target_languages[number % len(card.target_languages)],
+        )
+        if len(_encode(checkpoint, asked)) <= max_source_tokens:
+            fitting.append(asked)
     if not fitting:
         raise ExportError(f"got no built-in golden sentence of at most {max_source_tokens} tokens; give --golden FILE")
     return fitting
@@ -76,47 +94,80 @@ def answer(
         checkpoint: model in eval mode, with its tokenizer.
         questions: what to translate.
         max_source_tokens: most tokens of one source, end token counted.
-        decoding: length penalty and output limit of the searches.
+        decoding: length penalty, output limit and rules of the searches.
 
     Raises:
-        ExportError: a source is too long.
+        ExportError: a source is too long, or its languages are not the model's.
     """
-    assert decoding.length_penalty_type in ("GNMT", "POWER")
-    kind: LengthPenaltyType = "GNMT" if decoding.length_penalty_type == "GNMT" else "POWER"
-    default_options = BeamOptions(
-        beam_size=BEAM_SIZE,
-        length_penalty=decoding.length_penalty,
-        length_penalty_type=kind,
-        max_output_tokens=decoding.max_output_tokens,
-    )
     for question in questions:
-        source_ids = checkpoint.tokenizer.encode(question.source)
+        source_ids = _encode(checkpoint, question)
         if len(source_ids) > max_source_tokens:
-            raise ExportError(
-                f"golden sentence {question.source[:40]!r}: got {len(source_ids)} tokens, "
-                f"wanted at most {max_source_tokens}"
-            )
+            raise _fault(question, f"got {len(source_ids)} tokens, wanted at most {max_source_tokens}")
+        target_language = _language("target", question.target_language, question, checkpoint.card.target_languages)
+        forced_ids = checkpoint.tokenizer.forced_tokens(target_language)
         # A model that does not know the language may never end: the exam needs no more of that than this.
-        most = min(default_options.max_output_tokens, 3 * len(source_ids) + 16)
-        options = replace(default_options, max_output_tokens=most)
-        with _one_thread():
-            greedy = greedy_search(checkpoint.model, source_ids, max_output_tokens=options.max_output_tokens)
-            beam = beam_search(
-                checkpoint.model,
-                source_ids,
-                beam_size=options.beam_size,
-                length_penalty=options.length_penalty,
-                length_penalty_type=kind,
-                max_output_tokens=options.max_output_tokens,
-            )[0]
+        most = min(decoding.max_output_tokens, 3 * len(source_ids) + 16)
+        options = BeamOptions(
+            beam_size=BEAM_SIZE,
+            length_penalty=decoding.length_penalty,
+            length_penalty_type=decoding.length_penalty_type,
+            max_output_tokens=most,
+            early_stopping=decoding.early_stopping,
+            forced_end=decoding.forced_end,
+        )
+        greedy, beam = _translate(checkpoint.model, source_ids, options, forced_ids=forced_ids)
         yield GoldenSentence(
             source=question.source,
             source_ids=tuple(source_ids),
+            forced_ids=forced_ids,
             reference=question.reference,
             greedy=_golden(greedy),
             beam=_golden(beam),
             beam_options=options,
         )
+
+
+def _translate(
+    model: Transformer, source_ids: list[int], options: BeamOptions, *, forced_ids: tuple[int, ...]
+) -> tuple[ReferenceHypothesis, ReferenceHypothesis]:
+    """The reference's greedy output and the best of its beam."""
+    kind: LengthPenaltyType = "GNMT" if options.length_penalty_type == "GNMT" else "POWER"
+    rules = ReferenceOptions(
+        max_output_tokens=options.max_output_tokens,
+        beam_size=options.beam_size,
+        length_penalty=options.length_penalty,
+        length_penalty_type=kind,
+        early_stopping=options.early_stopping,
+        forced_tokens=forced_ids,
+        forced_end=options.forced_end,
+    )
+    with _one_thread():
+        greedy = greedy_search(model, source_ids, rules)
+        beam = beam_search(model, source_ids, rules)
+    return greedy, beam[0]
+
+
+def _encode(checkpoint: Checkpoint, question: Question) -> list[int]:
+    card = checkpoint.card
+    return checkpoint.tokenizer.encode(
+        question.source,
+        source_language=_language("source", question.source_language, question, card.source_languages),
+        target_language=_language("target", question.target_language, question, card.target_languages),
+    )
+
+
+def _language(side: str, code: str, question: Question, served: tuple[str, ...]) -> str:
+    if code in served:
+        return code
+    if not code and len(served) == 1:
+        return served[0]
+    got = repr(code) if code else "none"
+    field = f"{side}_language"
+    raise _fault(question, f"{field}: got {got}, wanted one of {', '.join(served)}, given in a .jsonl file as {field}")
+
+
+def _fault(question: Question, what: str) -> ExportError:
+    return ExportError(f"golden sentence {question.source[:40]!r}: {what}")
 
 
 @contextmanager
@@ -150,6 +201,15 @@ def _read_columns(line: str, where: str) -> Question:
 def _read_record(line: str, where: str) -> Question:
     try:
         fields = Fields.parse(line, where=where)
-        return Question(fields.text("source"), fields.text("reference") if fields.has("reference") else None)
+
+        def optional(name: str) -> str | None:
+            return fields.text(name) if fields.has(name) else None
+
+        return Question(
+            fields.text("source"),
+            optional("reference"),
+            source_language=optional("source_language") or "",
+            target_language=optional("target_language") or "",
+        )
     except BundleError as error:
         raise ExportError(str(error)) from error

@@ -37,7 +37,7 @@ class Batch:
     Attributes:
         source: int64 [batch, src_len], end token included.
         source_mask: bool [batch, src_len], True on real tokens.
-        target_in: int64 [batch, tgt_len], begins with bos_id.
+        target_in: int64 [batch, tgt_len], begins with the start token.
         target_out: int64 [batch, tgt_len], ends with eos_id, padded with pad_id.
     """
 

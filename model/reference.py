@@ -2,19 +2,20 @@
 
 Every step runs the whole decoder over the whole prefix of one source. Nothing is shared with the served search.
 
-Source: greedy and beam search as in Wu et al. 2016 (length penalty: equation 14), candidates and stopping as in
-Hugging Face generate() with ``early_stopping=False``.
+Source: greedy and beam search as in Wu et al. 2016 (length penalty: equation 14), candidates, stopping
+and forced tokens as in Hugging Face generate().
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from model.config import Suppression
 from model.transformer import Transformer
 
 LengthPenaltyType = Literal["GNMT", "POWER"]
@@ -22,13 +23,50 @@ FinishReason = Literal["END_TOKEN", "MAX_TOKENS"]
 BEST = 8
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReferenceOptions:
+    """How to search.
+
+    Attributes:
+        max_output_tokens: most output tokens, end token not counted.
+        min_output_tokens: fewest output tokens, end token not counted.
+        beam_size: hypotheses kept.
+        length_penalty: exponent of the length penalty.
+        length_penalty_type: GNMT or POWER.
+        early_stopping: end as soon as ``beam_size`` hypotheses have finished, whatever the running ones promise.
+        forced_tokens: output tokens that every output begins with; they count as output tokens, but add no
+            log-probability to a score.
+        forced_end: the token at place ``max_output_tokens`` is the end token, whatever the model says; it counts as
+            forced tokens do.
+    """
+
+    max_output_tokens: int
+    min_output_tokens: int = 0
+    beam_size: int = 1
+    length_penalty: float = 1.0
+    length_penalty_type: LengthPenaltyType = "GNMT"
+    early_stopping: bool = False
+    forced_tokens: tuple[int, ...] = ()
+    forced_end: bool = False
+
+    @property
+    def last_choice(self) -> int:
+        """Number of the last output token that the model chooses."""
+        return self.max_output_tokens - self.forced_end
+
+    def divisor(self, n: int) -> float:
+        """What a log-probability over ``n`` output tokens (end token counted) is divided by."""
+        base = (5 + n) / 6 if self.length_penalty_type == "GNMT" else n
+        return float(base**self.length_penalty)
+
+
 @dataclass(frozen=True)
 class ReferenceHypothesis:
     """One finished output of the reference.
 
     Attributes:
-        tokens: output token ids, end token not included.
-        score: log-probability, end token counted; beam search: divided by the length penalty.
+        tokens: output token ids, forced ones included, end token not.
+        score: log-probability, end token counted, forced tokens not; beam search: divided by the length penalty.
         log_probs: of each token; the end token's last, where the output ended with it.
         best: for each of ``log_probs``, the 8 best selectable (token id, log-prob) of that step, best first.
         finish_reason: whether the model ended it or ``max_output_tokens`` did.
@@ -47,81 +85,74 @@ class _Running:
     total: float = 0.0
 
 
-def length_penalty_divisor(n: int, *, exponent: float, kind: LengthPenaltyType) -> float:
-    """What a log-probability over ``n`` output tokens (end token counted) is divided by."""
-    return float(((5 + n) / 6) ** exponent) if kind == "GNMT" else float(n**exponent)
+@dataclass(frozen=True)
+class _Finished:
+    score: float
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    divisor: float
 
 
-def greedy_search(
-    model: Transformer, source: Sequence[int], *, max_output_tokens: int, min_output_tokens: int = 0
-) -> ReferenceHypothesis:
-    """Take the best token of each step until the end token or ``max_output_tokens``.
+def greedy_search(model: Transformer, source: Sequence[int], options: ReferenceOptions) -> ReferenceHypothesis:
+    """Take the best token of each step until the end token or the limit.
 
     Args:
         model: in eval mode.
         source: token ids, end token included.
-        max_output_tokens: most output tokens, end token not counted.
-        min_output_tokens: fewest output tokens, end token not counted.
+        options: limits and forced tokens; a greedy score is not divided by any penalty.
     """
-    distribution = _Distribution(model, source, min_output_tokens=min_output_tokens)
-    tokens: tuple[int, ...] = ()
+    distribution = _Distribution(model, source, options)
+    tokens = tuple(options.forced_tokens)
     finish_reason: FinishReason = "MAX_TOKENS"
-    while len(tokens) < max_output_tokens:
+    while len(tokens) < options.last_choice:
         token = int(distribution.selectable([tokens])[0].argmax())
         if token == model.config.eos_id:
             finish_reason = "END_TOKEN"
             break
         tokens = (*tokens, token)
-    return distribution.hypothesis(tokens, finish_reason, divisor=lambda _: 1.0)
+    return distribution.hypothesis(tokens, finish_reason, divisor=1.0)
 
 
-def beam_search(
-    model: Transformer,
-    source: Sequence[int],
-    *,
-    beam_size: int,
-    length_penalty: float,
-    length_penalty_type: LengthPenaltyType,
-    max_output_tokens: int,
-    min_output_tokens: int = 0,
-) -> list[ReferenceHypothesis]:
+def beam_search(model: Transformer, source: Sequence[int], options: ReferenceOptions) -> list[ReferenceHypothesis]:
     """Keep the ``beam_size`` best hypotheses of each step; the finished ones come back, best first.
 
     Args:
         model: in eval mode.
         source: token ids, end token included.
-        beam_size: hypotheses kept, at least 2.
-        length_penalty: exponent of the length penalty.
-        length_penalty_type: GNMT or POWER.
-        max_output_tokens: most output tokens, end token not counted.
-        min_output_tokens: fewest output tokens, end token not counted.
+        options: beam_size of at least 2.
     """
-    distribution = _Distribution(model, source, min_output_tokens=min_output_tokens)
-    eos_id = model.config.eos_id
-
-    def divisor(n: int) -> float:
-        return length_penalty_divisor(n, exponent=length_penalty, kind=length_penalty_type)
-
-    running = [_Running()]
-    finished: list[tuple[float, tuple[int, ...], FinishReason]] = []
-    for n in range(1, max_output_tokens + 1):
+    distribution = _Distribution(model, source, options)
+    eos_id, beam_size = model.config.eos_id, options.beam_size
+    divisor = options.divisor
+    running = [_Running(tuple(options.forced_tokens))]
+    finished: list[_Finished] = []
+    for n in range(len(options.forced_tokens) + 1, options.last_choice + 1):
         selectable = distribution.selectable([hypothesis.tokens for hypothesis in running])
         candidates = _candidates(running, selectable, count=2 * beam_size)
-        last_step = n == max_output_tokens
+        cut_now = n == options.max_output_tokens
         running = []
         for rank, (total, parent, token) in enumerate(candidates):
             if token == eos_id and rank < beam_size:
-                finished.append((total / divisor(n), parent, "END_TOKEN"))
-            elif token != eos_id and last_step and rank < beam_size:
-                finished.append((total / divisor(n), (*parent, token), "MAX_TOKENS"))
+                finished.append(_Finished(total / divisor(n), parent, "END_TOKEN", divisor(n)))
+            elif token != eos_id and cut_now and rank < beam_size:
+                finished.append(_Finished(total / divisor(n), (*parent, token), "MAX_TOKENS", divisor(n)))
             elif token != eos_id and len(running) < beam_size:
                 running.append(_Running((*parent, token), total))
-        finished = sorted(finished, key=lambda item: -item[0])[:beam_size]
-        if last_step or not running:
+        finished = _best(finished, beam_size)
+        if cut_now or not running:
             break
-        if len(finished) == beam_size and running[0].total / divisor(n) <= finished[-1][0]:
+        full = len(finished) == beam_size
+        if full and (options.early_stopping or running[0].total / divisor(n) <= finished[-1].score):
             break
-    return [distribution.hypothesis(tokens, reason, divisor=divisor) for _, tokens, reason in finished]
+        if n == options.last_choice:
+            cut = divisor(options.max_output_tokens)
+            finished += [_Finished(one.total / cut, one.tokens, "MAX_TOKENS", cut) for one in running]
+            finished = _best(finished, beam_size)
+    return [distribution.hypothesis(one.tokens, one.finish_reason, divisor=one.divisor) for one in finished]
+
+
+def _best(finished: list[_Finished], count: int) -> list[_Finished]:
+    return sorted(finished, key=lambda one: -one.score)[:count]
 
 
 def _candidates(running: list[_Running], selectable: Tensor, *, count: int) -> list[tuple[float, tuple[int, ...], int]]:
@@ -140,27 +171,31 @@ def _candidates(running: list[_Running], selectable: Tensor, *, count: int) -> l
 class _Distribution:
     """Log-probs of the next token after any prefix of one source, recomputed from nothing each time."""
 
-    def __init__(self, model: Transformer, source: Sequence[int], *, min_output_tokens: int) -> None:
+    def __init__(self, model: Transformer, source: Sequence[int], options: ReferenceOptions) -> None:
         self._model = model
-        self._min_output_tokens = min_output_tokens
+        self._options = options
         self._source = torch.tensor([list(source)], dtype=torch.int64)
 
     @torch.no_grad()
     def all_steps(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
         """Log-probs after every position of equally long prefixes: float64 [prefixes, length + 1, vocab]."""
+        config = self._model.config
         source = self._source.expand(len(prefixes), -1)
         source_mask = torch.ones_like(source, dtype=torch.bool)
-        target = torch.tensor([[self._model.config.bos_id, *prefix] for prefix in prefixes], dtype=torch.int64)
-        return self._model(source, target, source_mask=source_mask).log_softmax(-1).double()  # type: ignore[no-any-return]
+        target = torch.tensor([[config.start_id, *prefix] for prefix in prefixes], dtype=torch.int64)
+        logits = self._model(source, target, source_mask=source_mask)
+        if config.suppression is Suppression.BEFORE_SOFTMAX:
+            logits[..., list(config.suppressed_ids)] = -torch.inf
+        return logits.log_softmax(-1).double()  # type: ignore[no-any-return]
 
     def selectable(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
         """Log-probs of the next token, -inf where it may not be selected: float64 [prefixes, vocab]."""
         return self._suppress(self.all_steps(prefixes)[:, -1], step=len(prefixes[0]))
 
     def hypothesis(
-        self, tokens: tuple[int, ...], finish_reason: FinishReason, *, divisor: Callable[[int], float]
+        self, tokens: tuple[int, ...], finish_reason: FinishReason, *, divisor: float
     ) -> ReferenceHypothesis:
-        """Score an output anew from its teacher-forced log-probs."""
+        """Score an output anew from its teacher-forced log-probs; forced tokens count nothing."""
         chosen = (*tokens, self._model.config.eos_id) if finish_reason == "END_TOKEN" else tokens
         steps = self.all_steps([chosen[:-1]])[0]
         log_probs = tuple(float(steps[step, token]) for step, token in enumerate(chosen))
@@ -169,11 +204,12 @@ class _Distribution:
             top = self._suppress(steps[step : step + 1].clone(), step=step)[0].topk(min(BEST, steps.shape[1]))
             pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
             best.append(tuple((token, value) for token, value in pairs if value > -torch.inf))
-        return ReferenceHypothesis(tokens, sum(log_probs) / divisor(len(chosen)), log_probs, tuple(best), finish_reason)
+        score = sum(log_probs[len(self._options.forced_tokens) :]) / divisor
+        return ReferenceHypothesis(tokens, score, log_probs, tuple(best), finish_reason)
 
     def _suppress(self, log_probs: Tensor, *, step: int) -> Tensor:
         config = self._model.config
         log_probs[:, list(config.suppressed_ids)] = -torch.inf
-        if step < self._min_output_tokens:
+        if step < self._options.min_output_tokens:
             log_probs[:, config.eos_id] = -torch.inf
         return log_probs

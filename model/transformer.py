@@ -23,21 +23,28 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
-def sinusoidal_positions(*, max_positions: int, d_model: int) -> Tensor:
-    """Sine in the even columns, cosine in the odd ones: float [max_positions, d_model].
+def sinusoidal_positions(kind: Positions, *, first: int, count: int, d_model: int) -> Tensor:
+    """Sines and cosines of the positions from ``first`` on, placed as ``kind`` says: float [count, d_model].
 
-    Source: Vaswani et al. 2017, section 3.5.
+    Source: Vaswani et al. 2017, section 3.5; fairseq's wavelengths after tensor2tensor.
     """
-    position = torch.arange(max_positions, dtype=torch.float64).unsqueeze(1)
-    rate = torch.exp(torch.arange(0, d_model, 2, dtype=torch.float64) * (-math.log(10000.0) / d_model))
-    table = torch.zeros(max_positions, d_model, dtype=torch.float64)
-    table[:, 0::2] = torch.sin(position * rate)
-    table[:, 1::2] = torch.cos(position * rate)
-    return table.float()
+    # In the precision in which each was trained: far positions differ in the fifth decimal.
+    dtype = torch.float32 if kind is Positions.SINUSOIDAL_FAIRSEQ else torch.float64
+    steps = d_model // 2 - 1 if kind is Positions.SINUSOIDAL_FAIRSEQ else d_model / 2
+    position = torch.arange(first, first + count, dtype=dtype).unsqueeze(1)
+    rate = torch.exp(torch.arange(d_model // 2, dtype=dtype) * -(math.log(10000.0) / steps))
+    sine, cosine = torch.sin(position * rate), torch.cos(position * rate)
+    if kind is Positions.SINUSOIDAL:
+        return torch.stack((sine, cosine), dim=-1).flatten(1).float()
+    return torch.cat((sine, cosine), dim=-1).float()
+
+
+def _norm(config: TransformerConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
 
 
 class Embedding(nn.Module):
-    """Token embedding (scaled by sqrt(d_model) on request) plus position, then dropout."""
+    """Token embedding (scaled by sqrt(d_model) on request) plus position, normalised on request, then dropout."""
 
     def __init__(self, config: TransformerConfig, *, vocab_size: int) -> None:
         super().__init__()
@@ -46,13 +53,16 @@ class Embedding(nn.Module):
         if config.positions is Positions.LEARNED:
             self.position: Tensor = nn.Parameter(torch.zeros(config.max_positions, config.d_model))
         else:
-            table = sinusoidal_positions(max_positions=config.max_positions, d_model=config.d_model)
+            table = sinusoidal_positions(
+                config.positions, first=config.position_offset, count=config.max_positions, d_model=config.d_model
+            )
             self.register_buffer("position", table, persistent=False)
+        self.norm = _norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = ByteDropout(config.dropout)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Embed ``tokens`` int64 [...] at ``positions`` int64 (broadcastable): float [..., d_model]."""
-        embedded: Tensor = self.dropout(self.token(tokens) * self.scale + self.position[positions])
+        embedded: Tensor = self.dropout(self.norm(self.token(tokens) * self.scale + self.position[positions]))
         return embedded
 
 
@@ -62,7 +72,7 @@ class Residual(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.pre = config.norm is NormPlacement.PRE
-        self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.norm = _norm(config)
         self.dropout = ByteDropout(config.dropout)
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
@@ -148,10 +158,9 @@ class Transformer(nn.Module):
         self.target_embedding = Embedding(config, vocab_size=config.target_vocab_size)
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
-        pre = config.norm is NormPlacement.PRE
-        self.encoder_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon) if pre else nn.Identity()
-        self.decoder_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon) if pre else nn.Identity()
-        self.output = nn.Linear(config.d_model, config.target_vocab_size, bias=False)
+        self.encoder_norm = _norm(config) if config.final_norm else nn.Identity()
+        self.decoder_norm = _norm(config) if config.final_norm else nn.Identity()
+        self.output = nn.Linear(config.d_model, config.target_vocab_size, bias=config.output_bias)
         if config.tied_embeddings is not TiedEmbeddings.NONE:
             self.output.weight = self.target_embedding.token.weight
         if config.tied_embeddings is TiedEmbeddings.ALL:
@@ -198,7 +207,7 @@ class Transformer(nn.Module):
         """Decoder states of every target position; ``output`` makes logits of them.
 
         Args:
-            target: int64 [batch, tgt_len], beginning with bos_id, padded on the right.
+            target: int64 [batch, tgt_len], beginning with start_id, padded on the right.
             cross: ``cross_memory`` of the source.
             source_mask: bool [batch, src_len].
 

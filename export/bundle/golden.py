@@ -21,8 +21,8 @@ class GoldenHypothesis:
     """One output of the reference decoder; log-probs are rounded to 6 decimals.
 
     Attributes:
-        ids: output token ids, end token not included.
-        score: log-probability, end token counted; of a beam: divided by the length penalty.
+        ids: output token ids, forced ones included, end token not.
+        score: log-probability, end token counted, forced tokens not; of a beam: divided by the length penalty.
         log_probs: of each token; the end token's last where the output ended with it.
         best: for each of ``log_probs``, the best (token id, log-prob) of that step, best first.
         finish_reason: ``END_TOKEN`` or ``MAX_TOKENS``.
@@ -53,12 +53,14 @@ class GoldenHypothesis:
 
 @dataclass(frozen=True, kw_only=True)
 class BeamOptions:
-    """How the reference searched: the beam's options, and the output limit of both searches."""
+    """How the reference searched: the beam's options, and the limit of both searches; fields as DecodingDefaults."""
 
     beam_size: int
     length_penalty: float
     length_penalty_type: str
     max_output_tokens: int
+    early_stopping: bool = False
+    forced_end: bool = False
 
     @classmethod
     def read(cls, fields: Fields) -> BeamOptions:
@@ -68,6 +70,8 @@ class BeamOptions:
             length_penalty=fields.number("length_penalty"),
             length_penalty_type=fields.choice("length_penalty_type", LENGTH_PENALTIES),
             max_output_tokens=fields.integer("max_output_tokens", minimum=1),
+            early_stopping=fields.flag("early_stopping"),
+            forced_end=fields.flag("forced_end"),
         )
 
 
@@ -78,6 +82,7 @@ class GoldenSentence:
     Attributes:
         source: text, for people; the exam needs no tokenizer.
         source_ids: its token ids, end token included.
+        forced_ids: output tokens that every output has to begin with.
         reference: a person's translation, where there is one.
         greedy: the reference decoder's greedy output.
         beam: the best of its beam search.
@@ -86,6 +91,7 @@ class GoldenSentence:
 
     source: str
     source_ids: tuple[int, ...]
+    forced_ids: tuple[int, ...] = ()
     reference: str | None
     greedy: GoldenHypothesis
     beam: GoldenHypothesis
@@ -97,6 +103,7 @@ class GoldenSentence:
         sentence = cls(
             source=fields.text("source"),
             source_ids=fields.integers("source_ids"),
+            forced_ids=fields.integers("forced_ids"),
             reference=fields.text("reference") if fields.has("reference") else None,
             greedy=GoldenHypothesis.read(fields.record("greedy")),
             beam=GoldenHypothesis.read(fields.record("beam")),
@@ -104,6 +111,9 @@ class GoldenSentence:
         )
         if not sentence.source_ids:
             raise fields.fault("source_ids", "at least the end token")
+        for golden in (sentence.greedy, sentence.beam):
+            if golden.ids[: len(sentence.forced_ids)] != sentence.forced_ids:
+                raise fields.fault("forced_ids", "what both outputs begin with")
         return sentence
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from export.bundle.fields import BundleError, Fields, to_json
 from export.contract import GRAPH_NAMES, ModelDimensions
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LENGTH_PENALTIES = ("GNMT", "POWER")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -30,6 +30,9 @@ class DecodingDefaults:
         max_output_tokens: most output tokens, end token not counted.
         min_output_tokens: fewest output tokens, end token not counted.
         return_scores: whether greedy search gives a score too.
+        early_stopping: whether a beam search ends as soon as ``beam_size`` hypotheses have finished; no request
+            changes it.
+        forced_end: whether the token at place ``max_output_tokens`` is always the end token; no request changes it.
     """
 
     beam_size: int = 1
@@ -39,6 +42,8 @@ class DecodingDefaults:
     max_output_tokens: int = 256
     min_output_tokens: int = 0
     return_scores: bool = False
+    early_stopping: bool = False
+    forced_end: bool = False
 
     @classmethod
     def read(cls, fields: Fields) -> DecodingDefaults:
@@ -51,6 +56,8 @@ class DecodingDefaults:
             max_output_tokens=fields.integer("max_output_tokens", minimum=1),
             min_output_tokens=fields.integer("min_output_tokens"),
             return_scores=fields.flag("return_scores"),
+            early_stopping=fields.flag("early_stopping"),
+            forced_end=fields.flag("forced_end"),
         )
         if not 0.0 <= defaults.length_penalty <= 10.0:
             raise fields.fault("length_penalty", "a number from 0 to 10")
@@ -83,6 +90,8 @@ class Manifest:
         graphs: for each target the folder below ``graphs/`` that it runs, ``<flavour>-<precision>``.
         files: sha256 (lower-case hex) of every file by its path below the bundle.
         tool_versions: what made the bundle.
+        language_aliases: the model's own language codes, each with the one of ``source_languages`` or
+            ``target_languages`` that it stands for.
         license_note: licence of the model and of the data it was trained on.
         format_version: version of this record.
     """
@@ -104,6 +113,7 @@ class Manifest:
     graphs: dict[str, str]
     files: dict[str, str]
     tool_versions: dict[str, str]
+    language_aliases: dict[str, str] = dataclasses.field(default_factory=dict)
     license_note: str = ""
     format_version: int = FORMAT_VERSION
 
@@ -147,6 +157,7 @@ class Manifest:
             graphs=fields.text_map("graphs"),
             files=fields.text_map("files"),
             tool_versions=fields.text_map("tool_versions"),
+            language_aliases=fields.text_map("language_aliases"),
             license_note=fields.text("license_note"),
             format_version=version,
         )
@@ -171,9 +182,14 @@ def _check_limits(manifest: Manifest, fields: Fields) -> None:
         if not all(getattr(manifest, name)) or not getattr(manifest, name):
             raise fields.fault(name, "at least one code, none empty")
     smallest_vocab = min(dims.source_vocab, dims.target_vocab)
-    for name in ("pad_id", "unk_id", "start_id", "eos_id"):
-        if getattr(manifest, name) >= smallest_vocab:
-            raise fields.fault(name, f"an id below {smallest_vocab}")
+    for name, vocab in (
+        ("pad_id", dims.source_vocab),
+        ("unk_id", dims.source_vocab),
+        ("start_id", dims.target_vocab),
+        ("eos_id", smallest_vocab),
+    ):
+        if getattr(manifest, name) >= vocab:
+            raise fields.fault(name, f"an id below {vocab}")
     if any(token >= dims.target_vocab or token == manifest.eos_id for token in manifest.suppressed_ids):
         raise fields.fault("suppressed_ids", f"ids below {dims.target_vocab}, not the end token {manifest.eos_id}")
     for name in ("max_source_tokens", "max_output_tokens"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from export.contract import VOCAB_BLOCK, ModelDimensions
 from model.attention import MultiHeadAttention
-from model.config import Activation, NormPlacement
+from model.config import Activation, NormPlacement, Suppression
 from model.transformer import DecoderLayer, Embedding, EncoderLayer, Transformer
 
 Weights = NDArray[np.float32]
@@ -71,11 +71,12 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingTables:
-    """Token table, padded with zero rows to whole vocabulary blocks; position table; scale of the tokens."""
+    """Token table, padded with zero rows to whole vocabulary blocks; position table; scale of the tokens; norm."""
 
     token: Weights
     position: Weights
     scale: float
+    norm: Norm | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +86,16 @@ class ModelDescription:
     Attributes:
         dims: sizes.
         activation: of the feed-forward sub-layer.
-        pre_norm: norms before each sub-layer, and one after each stack, instead of after each residual sum.
+        pre_norm: norms before each sub-layer instead of after each residual sum.
         suppressed_ids: tokens that heads never select.
         source: embedding of the encoder.
         target: embedding of the decoder.
         encoder: its layers.
         decoder: its layers.
-        encoder_norm: after the encoder, where ``pre_norm``.
-        decoder_norm: after the decoder, where ``pre_norm``.
-        output: projection to the logits, [padded_target_vocab, d_model]; its bias is -inf for the padding.
+        encoder_norm: after the encoder, where there is one.
+        decoder_norm: after the decoder, where there is one.
+        output: projection to the logits, [padded_target_vocab, d_model]; its bias is -inf for the padding, and for
+            suppressed tokens that do not count in the softmax.
     """
 
     dims: ModelDimensions
@@ -137,9 +139,13 @@ def describe(model: Transformer, *, positions: int) -> ModelDescription:
         target=_embedding(model.target_embedding, positions=positions),
         encoder=tuple(map(_encoder_layer, model.encoder)),
         decoder=tuple(map(_decoder_layer, model.decoder)),
-        encoder_norm=_norm(model.encoder_norm) if isinstance(model.encoder_norm, nn.LayerNorm) else None,
-        decoder_norm=_norm(model.decoder_norm) if isinstance(model.decoder_norm, nn.LayerNorm) else None,
-        output=_output(model.output, vocab=dims.target_vocab),
+        encoder_norm=_optional_norm(model.encoder_norm),
+        decoder_norm=_optional_norm(model.decoder_norm),
+        output=_output(
+            model.output,
+            has_bias=config.output_bias,
+            left_out=config.suppressed_ids if config.suppression is Suppression.BEFORE_SOFTMAX else (),
+        ),
     )
 
 
@@ -155,6 +161,10 @@ def _linear(linear: nn.Linear) -> Linear:
 def _norm(norm: nn.Module) -> Norm:
     assert isinstance(norm, nn.LayerNorm)
     return Norm(_array(norm.weight), _array(norm.bias), norm.eps)
+
+
+def _optional_norm(norm: nn.Module) -> Norm | None:
+    return None if isinstance(norm, nn.Identity) else _norm(norm)
 
 
 def _attention(attention: MultiHeadAttention) -> Attention:
@@ -195,13 +205,15 @@ def _embedding(embedding: Embedding, *, positions: int) -> EmbeddingTables:
         token=_padded(_array(embedding.token.weight)),
         position=_array(embedding.position)[:positions],
         scale=embedding.scale,
+        norm=_optional_norm(embedding.norm),
     )
 
 
-def _output(output: nn.Linear, *, vocab: int) -> Linear:
+def _output(output: nn.Linear, *, has_bias: bool, left_out: tuple[int, ...]) -> Linear:
     weight = _padded(_array(output.weight))
     bias = np.full(len(weight), -np.inf, np.float32)
-    bias[:vocab] = 0.0
+    bias[: output.out_features] = _array(output.bias) if has_bias else 0.0
+    bias[list(left_out)] = -np.inf
     return Linear(weight, None if np.all(bias == 0.0) else bias)
 
 

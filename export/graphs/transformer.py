@@ -75,12 +75,13 @@ class _Emitter:
         self._activation = model.activation
 
     def embed(self, name: str, tables: EmbeddingTables, *, tokens: str, positions: str) -> str:
-        """Token embedding times its scale, plus position embedding."""
+        """Token embedding times its scale, plus position embedding, normalised where the model does that."""
         graph = self._graph
         token = self._rows_of(f"{name}.token", tables.token, tokens)
         if tables.scale != 1.0:
             token = graph.op("Mul", token, graph.constant(tables.scale, np.float32))
-        return graph.op("Add", token, self._rows_of(f"{name}.position", tables.position, positions))
+        embedded = graph.op("Add", token, self._rows_of(f"{name}.position", tables.position, positions))
+        return embedded if tables.norm is None else self._normalise(f"{name}.norm", embedded, tables.norm)
 
     def linear(self, name: str, x: str, linear: Linear, *, result: str | None = None) -> str:
         """Matrix product and bias."""
@@ -120,7 +121,7 @@ class _Emitter:
         return self._residual(name, x, layer.feed_forward_norm, sublayer)
 
     def final_norm(self, name: str, x: str, norm: Norm | None) -> str:
-        """The norm after a pre-norm stack; nothing after a post-norm one."""
+        """The norm after a stack that ends in one."""
         return x if norm is None else self._normalise(name, x, norm)
 
     def _residual(self, name: str, x: str, norm: Norm, sublayer: Callable[[str], str]) -> str:

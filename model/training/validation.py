@@ -43,7 +43,7 @@ def greedy_decode(model: Transformer, sources: Sequence[Sequence[int]], *, max_o
     source_mask = source != config.pad_id
     cross = model.cross_memory(model.encode(source, source_mask=source_mask))
     cache = model.new_cache(rows=len(sources), capacity=max_output_tokens + 1)
-    tokens = torch.full((len(sources),), config.bos_id)
+    tokens = torch.full((len(sources),), config.start_id)
     outputs: list[list[int]] = [[] for _ in sources]
     live = torch.arange(len(sources))
     for position in range(max_output_tokens):

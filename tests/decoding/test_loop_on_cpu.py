@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from export.runners.ort_cpu import OrtCpuRunner
-from model.reference import beam_search, greedy_search
+from model.reference import ReferenceOptions, beam_search, greedy_search
 from model.transformer import Transformer
 from server.decoding.loop import DecodeLoop
 from tests.decoding.desk import Job, make_job
@@ -70,17 +70,15 @@ def test_the_reference_finds_the_same(runner: OrtCpuRunner, model: Transformer) 
     decode(runner, jobs, rounds_between=1)
     for job in jobs:
         options = job.sequence.options
+        rules = ReferenceOptions(
+            beam_size=options.beam_size,
+            length_penalty=options.length_penalty,
+            max_output_tokens=MAX_OUTPUT_TOKENS,
+        )
         if options.beam_size == 1:
-            wanted = greedy_search(model, job.sequence.source, max_output_tokens=MAX_OUTPUT_TOKENS)
+            wanted = greedy_search(model, job.sequence.source, rules)
         else:
-            wanted, *_ = beam_search(
-                model,
-                job.sequence.source,
-                beam_size=options.beam_size,
-                length_penalty=options.length_penalty,
-                length_penalty_type="GNMT",
-                max_output_tokens=MAX_OUTPUT_TOKENS,
-            )
+            wanted, *_ = beam_search(model, job.sequence.source, rules)
         best = job.result.hypotheses[0]
         assert (best.tokens, best.finish_reason.name) == (wanted.tokens, wanted.finish_reason)
         assert best.score == pytest.approx(wanted.score, abs=1e-4)

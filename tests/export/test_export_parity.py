@@ -29,6 +29,12 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "eight-heads": {"heads": 8, "d_model": 64},
     "deep-encoder": {"encoder_layers": 4, "decoder_layers": 1},
     "deep-decoder-pre": {"encoder_layers": 1, "decoder_layers": 3, "norm": "pre", "activation": "swish"},
+    "marian": {"positions": "sinusoidal_halves", "output_bias": True, "activation": "swish", "start_id": 0},
+    "nllb": {"norm": "pre", "positions": "sinusoidal_fairseq", "position_offset": 2},
+    "bart": {"positions": "learned", "embedding_norm": True, "output_bias": True, "activation": "gelu"},
+    "mbart": {"norm": "pre", "positions": "learned", "embedding_norm": True, "output_bias": True},
+    "torch": {"norm": "post", "final_norm": True, "tied_embeddings": "none", "output_bias": True},
+    "pre-without-final-norm": {"norm": "pre", "final_norm": False},
     "wide-epsilon": {"layer_norm_epsilon": 1e-3, "d_model": 96, "heads": 2, "ffn_dim": 200},
 }
 
@@ -72,6 +78,24 @@ def test_three_ways_give_the_same_logits(name: str, open_runner: Open) -> None:
     assert runner.logits().shape == (len(LENGTHS), vocab)
     assert worst < TOLERANCE
     assert cached < TOLERANCE
+
+
+def test_tokens_left_out_of_the_softmax_get_no_share_of_it(open_runner: Open) -> None:
+    model = random_model(suppressed=(0, 7, 200), suppression="before_softmax", output_bias=True)
+    source = sources_of([9], vocab=301)[0]
+    with torch.no_grad():
+        given = torch.from_numpy(source[None])
+        logits = model(given, torch.tensor([[START]]), source_mask=torch.ones_like(given, dtype=torch.bool))[0, 0]
+    logits[[0, 7, 200]] = -torch.inf
+    wanted, ids = logits.log_softmax(-1).topk(5)
+
+    runner = open_runner(model)
+    runner.encode(sources=source[None], lengths=np.array([9]), rows=np.array([0]))
+    runner.step(tokens=np.array([START]), positions=np.array([0]))
+    found = runner.top_k(5)
+    assert found.ids[0].tolist() == ids.tolist()
+    assert np.abs(found.log_probs[0] - wanted.numpy()).max() < TOLERANCE
+    assert runner.argmax().tolist() == ids[:1].tolist()
 
 
 @pytest.mark.parametrize("threads", [1, 2])

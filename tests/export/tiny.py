@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ torch.set_num_threads(1)
 
 class NoTokenizer:
     """Stands where a bundle wants a tokenizer that no test reads."""
+
+    language_aliases: ClassVar[dict[str, str]] = {}
 
     def save(self, directory: Path) -> None:
         directory.mkdir()

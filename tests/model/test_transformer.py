@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from model.attention import MultiHeadAttention
-from model.config import ConfigError, TransformerConfig
+from model.config import ConfigError, Positions, TransformerConfig
 from model.dropout import ByteDropout
 from model.transformer import Transformer, sinusoidal_positions
 
@@ -20,6 +22,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"activation": "swish", "scale_embeddings": False, "tied_embeddings": "all"},
     {"tied_embeddings": "decoder", "source_vocab_size": 29, "heads": 1, "decoder_layers": 1},
     {"norm": "pre", "positions": "learned", "heads": 8, "encoder_layers": 3},
+    {"positions": "learned", "embedding_norm": True, "output_bias": True},
+    {"norm": "pre", "final_norm": False, "positions": "sinusoidal_fairseq", "position_offset": 2},
+    {"norm": "post", "final_norm": True, "positions": "sinusoidal_halves"},
 ]
 
 
@@ -74,9 +79,22 @@ def test_tied_matrices_are_one_parameter(make_model: Callable[..., Transformer])
 
 
 def test_sinusoids_are_those_of_the_paper() -> None:
-    table = sinusoidal_positions(max_positions=4, d_model=6)
+    table = sinusoidal_positions(Positions.SINUSOIDAL, first=0, count=4, d_model=6)
     assert table[3, 2].item() == pytest.approx(torch.sin(torch.tensor(3 / 10000 ** (2 / 6))).item(), abs=1e-6)
     assert table[3, 3].item() == pytest.approx(torch.cos(torch.tensor(3 / 10000 ** (2 / 6))).item(), abs=1e-6)
+
+
+def test_sinusoids_in_halves_are_the_same_in_another_order() -> None:
+    paper = sinusoidal_positions(Positions.SINUSOIDAL, first=0, count=40, d_model=8)
+    halves = sinusoidal_positions(Positions.SINUSOIDAL_HALVES, first=0, count=40, d_model=8)
+    assert torch.equal(halves, torch.cat((paper[:, 0::2], paper[:, 1::2]), dim=1))
+
+
+def test_fairseq_sinusoids_start_where_they_are_told_and_reach_further() -> None:
+    table = sinusoidal_positions(Positions.SINUSOIDAL_FAIRSEQ, first=2, count=3, d_model=8)
+    assert table[1, 0].item() == pytest.approx(math.sin(3.0), abs=1e-6)
+    assert table[1, 3].item() == pytest.approx(math.sin(3.0 / 10000), abs=1e-8)
+    assert table[1, 7].item() == pytest.approx(math.cos(3.0 / 10000), abs=1e-6)
 
 
 def test_byte_dropout_keeps_rate_and_mean_and_is_off_in_eval() -> None:
@@ -99,8 +117,12 @@ def test_byte_dropout_keeps_rate_and_mean_and_is_off_in_eval() -> None:
         ({"layers": 3}, "unknown field layers"),
         ({"encoder_layers": 0}, "encoder_layers: got 0"),
         ({"eos_id": 10}, "eos_id: got 10, wanted 0 <= id < 10"),
+        ({"suppressed": [1, 3]}, "suppressed: got (1, 3), wanted ids below 10, not the end token 3"),
+        ({"suppressed": "pad"}, "suppressed: got 'pad', wanted a list of ids"),
+        ({"positions": "learned", "position_offset": 2}, "position_offset: got 2, wanted 0 for learned positions"),
+        ({"final_norm": "yes"}, "final_norm: got 'yes', wanted true or false"),
     ],
 )
 def test_bad_configurations_name_got_and_wanted(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         TransformerConfig.from_dict({"source_vocab_size": 10, "target_vocab_size": 10, **fields})
