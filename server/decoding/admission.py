@@ -113,11 +113,12 @@ def check_fits(sequence: Sequence, limits: RunnerLimits) -> None:
     _check_bounds("source tokens", len(sequence.source), limits.max_source_tokens)
     _check_bounds("beam_size", options.beam_size, min(limits.max_rows, limits.max_candidates - 1))
     _check_bounds("num_hypotheses", options.num_hypotheses, options.beam_size)
-    _check_bounds("max_output_tokens", options.max_output_tokens, limits.max_output_tokens)
-    if not 0 <= options.min_output_tokens <= options.max_output_tokens:
-        raise ValueError(f"min_output_tokens: got {options.min_output_tokens}, wanted 0 to {options.max_output_tokens}")
+    # At least one token that is chosen; where the end is forced, it may be the end token.
+    least = len(options.forced_tokens) + 1
+    _check_bounds("max_output_tokens", options.max_output_tokens, limits.max_output_tokens, least=least)
+    _check_bounds("min_output_tokens", options.min_output_tokens, options.longest_output, least=0)
 
 
-def _check_bounds(name: str, got: int, most: int) -> None:
-    if not 1 <= got <= most:
-        raise ValueError(f"{name}: got {got}, wanted 1 to {most}")
+def _check_bounds(name: str, got: int, most: int, *, least: int = 1) -> None:
+    if not least <= got <= most:
+        raise ValueError(f"{name}: got {got}, wanted {least} to {most}")

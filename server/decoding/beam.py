@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from export.runners.protocol import FloatArray, IntArray
-from server.decoding.search import Continuations, SearchError, length_penalty
+from server.decoding.search import Continuations, SearchError, forced_places, length_penalty
 from server.decoding.sequence import FinishReason, Hypothesis, SearchOptions
 
 
 class BeamSearch:
     """Keeps the best ``beam_size`` running hypotheses and a pool of as many finished ones.
 
-    Source: Wu et al. 2016, section 7; it ends as Hugging Face generate() does with ``early_stopping=False``.
+    Source: Wu et al. 2016, section 7; it ends as Hugging Face generate() does with ``early_stopping`` False or True.
     """
 
     def __init__(self, options: SearchOptions, *, end_id: int) -> None:
@@ -22,6 +20,7 @@ class BeamSearch:
         self.rows = options.beam_size
         self._options = options
         self._end_id = end_id
+        self._forced = forced_places(options, end_id=end_id)
         self._step = 0
         self._running: list[tuple[int, ...]] = [()]
         self._sums = np.zeros(1)
@@ -30,12 +29,21 @@ class BeamSearch:
     @property
     def candidates_needed(self) -> int:
         """One more than the beam: at most one candidate of each row is its end token."""
-        return self.rows + 1
+        return 0 if self._step in self._forced else self.rows + 1
 
     def advance(self, ids: IntArray, log_probs: FloatArray | None) -> Continuations:
         """Take the best continuations of all running hypotheses, as ``Search.advance`` says."""
-        assert log_probs is not None, "beam search needs log-probs"
+        forced = self._forced.get(self._step)
         self._step += 1
+        if forced is not None:
+            # They lie best first, as candidates do, and their sums stay what they are.
+            ranked = [(parent, forced, total) for parent, total in enumerate(self._sums.tolist())]
+            return self._walk(ranked, ended=FinishReason.MAX_TOKENS)
+        assert log_probs is not None, "beam search needs log-probs"
+        return self._walk(self._rank(ids, log_probs), ended=FinishReason.END_TOKEN)
+
+    def _rank(self, ids: IntArray, log_probs: FloatArray) -> list[tuple[int, int, float]]:
+        """The best candidates (parent, token, sum) over all running hypotheses, best first."""
         # In float64, so that a sum of float32 log-probs does not depend on the length of what came before.
         sums = (self._sums[:, None] + log_probs).ravel()
         tokens = ids.ravel()
@@ -47,22 +55,22 @@ class BeamSearch:
         if not order.size:
             raise SearchError("no candidate may be chosen: every log-prob is -inf or not a number")
         ranked = zip((order // ids.shape[1]).tolist(), tokens[order].tolist(), sums[order].tolist(), strict=True)
-        return self._walk(list(ranked))
+        return list(ranked)
 
-    def _walk(self, ranked: list[tuple[int, int, float]]) -> Continuations:
-        """Finish or continue candidates (parent, token, sum), best first."""
+    def _walk(self, ranked: list[tuple[int, int, float]], *, ended: FinishReason) -> Continuations:
+        """Finish or continue candidates, best first; ``ended`` is why those with an end token do."""
         last_step = self._step == self._options.max_output_tokens
         going_on: list[tuple[int, int, float]] = []
         for rank, (parent, token, total) in enumerate(ranked):
             if token == self._end_id:
                 if rank < self.rows:
-                    self._finish(self._running[parent], total, FinishReason.END_TOKEN)
+                    self._finish(self._running[parent], total, ended)
             elif last_step:
                 if rank < self.rows:
                     self._finish((*self._running[parent], token), total, FinishReason.MAX_TOKENS)
             elif len(going_on) < self.rows:
                 going_on.append((parent, token, total))
-        if not going_on or self._nothing_better(going_on[0][2]):
+        if not going_on or self._may_stop(going_on[0][2]):
             return Continuations((), ())
         parents, tokens, totals = zip(*going_on, strict=True)
         self._running = [(*self._running[parent], token) for parent, token, _ in going_on]
@@ -76,10 +84,12 @@ class BeamSearch:
         self._pool.sort(key=lambda finished: -finished[0])
         del self._pool[self.rows :]
 
-    def _nothing_better(self, best_running_sum: float) -> bool:
-        """Whether the best running hypothesis, were it to end now, could not enter the full pool."""
-        worst = self._pool[-1][0] if len(self._pool) == self.rows else -math.inf
-        return best_running_sum / length_penalty(self._options, self._step) <= worst
+    def _may_stop(self, best_running_sum: float) -> bool:
+        """Whether the pool is full and good enough: no running hypothesis, were it to end now, could enter it."""
+        if len(self._pool) < self.rows:
+            return False
+        best_running = best_running_sum / length_penalty(self._options, self._step)
+        return self._options.early_stopping or best_running <= self._pool[-1][0]
 
     def hypotheses(self) -> tuple[Hypothesis, ...]:
         """The best ``num_hypotheses`` of the pool."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from export.runners.protocol import FloatArray, IntArray
-from server.decoding.search import Continuations, SearchError
+from server.decoding.search import Continuations, SearchError, forced_places
 from server.decoding.sequence import FinishReason, Hypothesis, SearchOptions
 
 
@@ -16,6 +16,7 @@ class GreedySearch:
         """Start with an empty output."""
         self._options = options
         self._end_id = end_id
+        self._forced = forced_places(options, end_id=end_id)
         self._tokens: list[int] = []
         self._log_prob = 0.0
         self._finish_reason: FinishReason | None = None
@@ -23,6 +24,8 @@ class GreedySearch:
     @property
     def candidates_needed(self) -> int:
         """The runner-up too while the end token is barred; log-probs only where a score is asked for."""
+        if len(self._tokens) in self._forced:
+            return 0
         return 2 if self._end_barred else int(self._options.return_scores)
 
     @property
@@ -30,22 +33,26 @@ class GreedySearch:
         return len(self._tokens) < self._options.min_output_tokens
 
     def advance(self, ids: IntArray, log_probs: FloatArray | None) -> Continuations:
-        """Append the best token that may be chosen, as ``Search.advance`` says."""
-        rank = 1 if self._end_barred and ids[0, 0] == self._end_id else 0
-        token = int(ids[0, rank])
-        if log_probs is not None:
-            log_prob = float(log_probs[0, rank])
-            if not log_prob > float("-inf"):
-                raise SearchError(f"log-prob of the best token: got {log_prob}, wanted a finite number")
-            self._log_prob += log_prob
+        """Append the best token that may be chosen, or the forced one, as ``Search.advance`` says."""
+        forced = self._forced.get(len(self._tokens))
+        token = self._choose(ids, log_probs) if forced is None else forced
         if token == self._end_id:
-            self._finish_reason = FinishReason.END_TOKEN
+            self._finish_reason = FinishReason.END_TOKEN if forced is None else FinishReason.MAX_TOKENS
             return Continuations((), ())
         self._tokens.append(token)
         if len(self._tokens) == self._options.max_output_tokens:
             self._finish_reason = FinishReason.MAX_TOKENS
             return Continuations((), (), final=(token,))
         return Continuations((0,), (token,), final=(token,))
+
+    def _choose(self, ids: IntArray, log_probs: FloatArray | None) -> int:
+        rank = 1 if self._end_barred and ids[0, 0] == self._end_id else 0
+        if log_probs is not None:
+            log_prob = float(log_probs[0, rank])
+            if not log_prob > float("-inf"):
+                raise SearchError(f"log-prob of the best token: got {log_prob}, wanted a finite number")
+            self._log_prob += log_prob
+        return int(ids[0, rank])
 
     def hypotheses(self) -> tuple[Hypothesis, ...]:
         """The one output; its score is the plain sum of log-probs."""

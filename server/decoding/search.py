@@ -36,7 +36,7 @@ class Search(Protocol):
 
     @property
     def candidates_needed(self) -> int:
-        """Best tokens per row that the next ``advance`` needs with their log-probs; 0: the best token alone."""
+        """Best tokens per row that the next ``advance`` needs with their log-probs; 0: at most the best token."""
 
     def advance(self, ids: IntArray, log_probs: FloatArray | None) -> Continuations:
         """Choose how the live hypotheses go on.
@@ -53,12 +53,23 @@ class Search(Protocol):
         """What the search found, best first; asked once it has ended."""
 
 
+def forced_places(options: SearchOptions, *, end_id: int) -> dict[int, int]:
+    """The tokens that a search must take, by their place in the output, from 0.
+
+    Their steps run like all others, because the tokens must get into the caches, but nothing is chosen there.
+    """
+    forced = dict(enumerate(options.forced_tokens))
+    if options.forced_end:
+        forced[options.max_output_tokens - 1] = end_id
+    return forced
+
+
 def length_penalty(options: SearchOptions, output_tokens: int) -> float:
     """What the log-probability of a hypothesis is divided by.
 
     Args:
         options: the exponent and its meaning.
-        output_tokens: tokens of the hypothesis, end token counted.
+        output_tokens: tokens of the hypothesis, forced ones and end token counted.
 
     Source: Wu et al. 2016, equation 14 (GNMT).
     """

@@ -34,16 +34,22 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """One validated set of decoding options; every field as in the wire contract's DecodingConfig, none unset.
+    """One validated set of decoding options, none unset.
+
+    The first seven are those of the wire contract's DecodingConfig; the rest comes from the model and its tokenizer.
 
     Attributes:
         beam_size: hypotheses kept; 1 is greedy search.
         num_hypotheses: hypotheses returned, at most ``beam_size``.
         length_penalty: exponent; 0.0 is no penalty.
         length_penalty_type: what the exponent means.
-        max_output_tokens: most output tokens, end token not counted.
-        min_output_tokens: fewest output tokens, end token not counted.
+        max_output_tokens: most output tokens, forced ones counted, end token not.
+        min_output_tokens: fewest output tokens, forced ones counted, end token not.
         return_scores: whether greedy search computes its score too.
+        early_stopping: whether a beam search ends as soon as ``beam_size`` hypotheses have finished.
+        forced_end: whether the token at place ``max_output_tokens`` is always the end token, so that an output holds
+            one token less; it adds nothing to a score.
+        forced_tokens: what every output begins with, such as the token of its language; adds nothing to a score.
     """
 
     beam_size: int = 1
@@ -53,6 +59,14 @@ class SearchOptions:
     max_output_tokens: int = 256
     min_output_tokens: int = 0
     return_scores: bool = False
+    early_stopping: bool = False
+    forced_end: bool = False
+    forced_tokens: tuple[int, ...] = ()
+
+    @property
+    def longest_output(self) -> int:
+        """Most tokens that an output can hold, end token not counted."""
+        return self.max_output_tokens - self.forced_end
 
 
 @dataclass(frozen=True)
@@ -60,10 +74,10 @@ class Hypothesis:
     """One finished output.
 
     Attributes:
-        tokens: output token ids, end token not included.
-        score: log-probability, end token counted, over the length penalty (greedy: not divided); None where it
-            was not computed.
-        finish_reason: why it ended.
+        tokens: output token ids, forced ones included, end token not.
+        score: log-probability of what was chosen, end token counted, over the length penalty (greedy: not divided);
+            None where it was not computed.
+        finish_reason: why it ended; ``MAX_TOKENS`` too where its end was forced.
     """
 
     tokens: tuple[int, ...]

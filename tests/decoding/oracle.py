@@ -1,4 +1,8 @@
-"""Greedy and beam search once more, written apart from the served ones: whole vocabulary, no rows, no batches."""
+"""Greedy and beam search once more, written apart from the served ones: whole vocabulary, no rows, no batches.
+
+What is forced is forced as Hugging Face generate() does it: in such a step no other token has a probability above 0.
+``test_oracle`` holds all of this against generate() itself.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +28,17 @@ def search(rule: Rule, source: Source, options: SearchOptions) -> tuple[Hypothes
 
 
 def _choices(rule: Rule, source: Source, prefix: Prefix, options: SearchOptions) -> dict[int, float]:
+    if _end_is_forced(prefix, options):
+        return {END: 0.0}
+    if len(prefix) < len(options.forced_tokens):
+        return {options.forced_tokens[len(prefix)]: 0.0}
     log_probs = log_softmax(rule(source, prefix))
     barred = {*SUPPRESSED, END} if len(prefix) < options.min_output_tokens else {*SUPPRESSED}
     return {token: float(value) for token, value in enumerate(log_probs) if token not in barred}
+
+
+def _end_is_forced(prefix: Prefix, options: SearchOptions) -> bool:
+    return options.forced_end and len(prefix) == options.max_output_tokens - 1
 
 
 def _greedy(rule: Rule, source: Source, options: SearchOptions) -> tuple[Hypothesis, ...]:
@@ -38,7 +50,7 @@ def _greedy(rule: Rule, source: Source, options: SearchOptions) -> tuple[Hypothe
         token = max(choices, key=lambda candidate: (choices[candidate], -candidate))
         total += choices[token]
         if token == END:
-            reason = FinishReason.END_TOKEN
+            reason = FinishReason.MAX_TOKENS if _end_is_forced(output, options) else FinishReason.END_TOKEN
             break
         output += (token,)
     return (Hypothesis(output, total if options.return_scores else None, reason),)
@@ -63,11 +75,14 @@ def _beam(rule: Rule, source: Source, options: SearchOptions) -> tuple[Hypothesi
             if (one.token == END or last) and rank < beam:
                 ended = one.token == END
                 tokens = one.prefix if ended else (*one.prefix, one.token)
-                reason = FinishReason.END_TOKEN if ended else FinishReason.MAX_TOKENS
+                cut = not ended or _end_is_forced(one.prefix, options)
+                reason = FinishReason.MAX_TOKENS if cut else FinishReason.END_TOKEN
                 pool.append(Hypothesis(tokens, one.total / penalty, reason))
             elif one.token != END and not last and len(running) < beam:
                 running.append((one.total, (*one.prefix, one.token)))
         pool = sorted(pool, key=_score, reverse=True)[:beam]
+        if len(pool) == beam and options.early_stopping:
+            break
         if len(pool) == beam and running and running[0][0] / penalty <= _score(pool[-1]):
             break
     return tuple(pool[: options.num_hypotheses])

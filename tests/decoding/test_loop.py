@@ -21,6 +21,8 @@ job_kinds: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "beam_size": st.sampled_from([1, 1, 1, 2, 4]),
         "min_output_tokens": st.sampled_from([0, 0, 3]),
         "return_scores": st.booleans(),
+        "forced_tokens": st.sampled_from([(), (), (7,), (8, 9)]),
+        "forced_end": st.booleans(),
     }
 )
 
@@ -89,10 +91,13 @@ def test_rows_are_conserved_under_random_admit_cancel_and_finish(data: st.DataOb
 def test_streamed_tokens_are_the_greedy_result_and_beams_stream_nothing() -> None:
     desk = Desk(FakeRunner(random_rule(3)))
     greedy, cut, beam = make_job([5, 6]), make_job([6, 7], max_output_tokens=2), make_job([5, 6], beam_size=3)
-    desk.submit(greedy, cut, beam)
+    forced = make_job([5, 6], forced_tokens=(9, 10), forced_end=True, max_output_tokens=4)
+    desk.submit(greedy, cut, beam, forced)
     desk.turn_until_idle()
     assert tuple(greedy.streamed) == greedy.tokens
     assert tuple(cut.streamed) == cut.tokens
+    assert tuple(forced.streamed) == forced.tokens
+    assert forced.tokens[:2] == (9, 10)
     assert cut.result.hypotheses[0].finish_reason is FinishReason.MAX_TOKENS
     assert beam.streamed == []
 
@@ -221,6 +226,8 @@ def test_queue_full_refuses_all_or_none() -> None:
         ([5], {"num_hypotheses": 2}, "num_hypotheses: got 2, wanted 1 to 1"),
         ([5], {"max_output_tokens": 65}, "max_output_tokens: got 65, wanted 1 to 64"),
         ([5], {"max_output_tokens": 3, "min_output_tokens": 4}, "min_output_tokens: got 4, wanted 0 to 3"),
+        ([5], {"max_output_tokens": 3, "min_output_tokens": 3, "forced_end": True}, "got 3, wanted 0 to 2"),
+        ([5], {"max_output_tokens": 2, "forced_tokens": (4, 5)}, "max_output_tokens: got 2, wanted 3 to 64"),
     ],
 )
 def test_what_can_never_be_decoded_is_refused(source: list[int], options: dict[str, Any], message: str) -> None:

@@ -17,23 +17,28 @@ from server.decoding.search import SearchError, length_penalty
 from server.decoding.sequence import FinishReason, Hypothesis, LengthPenalty, Outcome, SearchOptions
 from tests.decoding import oracle
 from tests.decoding.desk import Desk, make_job
-from tests.decoding.fake_runner import END, FakeRunner, Rule, copying_rule, random_rule
+from tests.decoding.fake_runner import END, FakeRunner, Rule, copying_rule, log_softmax, random_rule
 
-repeatable = settings(derandomize=True, deadline=None, max_examples=150)
+repeatable = settings(derandomize=True, deadline=None, max_examples=300)
 
 
 @st.composite
 def search_options(draw: st.DrawFn) -> SearchOptions:
     beam_size = draw(st.integers(1, 5))
-    max_output_tokens = draw(st.integers(1, 9))
+    forced_tokens = tuple(draw(st.lists(st.integers(4, 7), max_size=2)))
+    forced_end = draw(st.booleans())
+    max_output_tokens = draw(st.integers(len(forced_tokens) + 1, 9))
     return SearchOptions(
         beam_size=beam_size,
         num_hypotheses=draw(st.integers(1, beam_size)),
         length_penalty=draw(st.sampled_from([0.0, 0.6, 1.0, 2.5])),
         length_penalty_type=draw(st.sampled_from(LengthPenalty)),
         max_output_tokens=max_output_tokens,
-        min_output_tokens=draw(st.integers(0, max_output_tokens)),
+        min_output_tokens=draw(st.integers(0, max_output_tokens - forced_end)),
         return_scores=draw(st.booleans()),
+        early_stopping=draw(st.booleans()),
+        forced_end=forced_end,
+        forced_tokens=forced_tokens,
     )
 
 
@@ -63,6 +68,17 @@ def test_search_finds_what_the_oracle_finds(rule: Rule, options: SearchOptions) 
     desk.submit(job)
     desk.turn_until_idle()
     assert_same(job.result.hypotheses, oracle.search(rule, tuple(job.sequence.source), options))
+
+
+@repeatable
+@given(rules, st.lists(search_options(), min_size=2, max_size=6))
+def test_searches_of_every_kind_share_steps(rule: Rule, kinds: list[SearchOptions]) -> None:
+    desk = Desk(FakeRunner(rule))
+    jobs = [make_job((5, 6, number % 8), **vars(options)) for number, options in enumerate(kinds)]
+    desk.submit(*jobs)
+    desk.turn_until_idle()
+    for job, options in zip(jobs, kinds, strict=True):
+        assert_same(job.result.hypotheses, oracle.search(rule, tuple(job.sequence.source), options))
 
 
 def probabilities_rule(*steps: dict[int, float]) -> Rule:
@@ -125,6 +141,63 @@ def test_end_token_is_barred_before_min_output_tokens(beam_size: int) -> None:
     assert best.finish_reason is FinishReason.END_TOKEN
 
 
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_forced_tokens_come_first_and_cost_nothing(beam_size: int) -> None:
+    options: dict[str, Any] = {"beam_size": beam_size, "return_scores": True, "length_penalty": 0.0}
+    (free,) = decode(copying_rule(), 5, 6, 7, **options)
+    (forced,) = decode(copying_rule(), 5, 6, 7, forced_tokens=(9,), **options)
+    assert (free.tokens, forced.tokens) == ((5, 6, 7), (9, 6, 7))
+    assert free.score is not None
+    assert forced.score == pytest.approx(free.score * 3 / 4)  # one of four equally sure steps is not counted
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_forced_tokens_count_as_output_tokens(beam_size: int) -> None:
+    (best,) = decode(copying_rule(), 5, 6, 7, 8, beam_size=beam_size, forced_tokens=(9, 10), max_output_tokens=3)
+    assert (best.tokens, best.finish_reason) == ((9, 10, 7), FinishReason.MAX_TOKENS)
+    (best,) = decode(copying_rule(), 5, beam_size=beam_size, forced_tokens=(9, 10), min_output_tokens=3)
+    assert len(best.tokens) == 3
+
+
+def test_forced_tokens_count_in_the_length_penalty() -> None:
+    rule = probabilities_rule({END: 1.0}, {5: 0.5, 6: 0.5}, {END: 1.0})
+    (best,) = decode(rule, 5, beam_size=2, forced_tokens=(9,), length_penalty_type=LengthPenalty.POWER)
+    assert best.tokens == (9, 5)
+    assert best.score == pytest.approx(np.log(0.5) / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_a_forced_end_takes_the_last_place_and_costs_nothing(beam_size: int) -> None:
+    penalty: dict[str, Any] = {"length_penalty_type": LengthPenalty.POWER, "return_scores": True}
+    (best,) = decode(copying_rule(), 5, 6, 7, 8, beam_size=beam_size, max_output_tokens=3, forced_end=True, **penalty)
+    assert (best.tokens, best.finish_reason) == ((5, 6), FinishReason.MAX_TOKENS)
+    step = float(log_softmax(copying_rule()((5,), ()))[5])
+    assert best.score == pytest.approx(2 * step / (1 if beam_size == 1 else 3))
+    (whole,) = decode(copying_rule(), 5, 6, beam_size=beam_size, max_output_tokens=4, forced_end=True)
+    assert (whole.tokens, whole.finish_reason) == ((5, 6), FinishReason.END_TOKEN)
+    (nothing,) = decode(copying_rule(), 5, 6, beam_size=beam_size, max_output_tokens=1, forced_end=True)
+    assert (nothing.tokens, nothing.finish_reason) == ((), FinishReason.MAX_TOKENS)
+
+
+def test_a_search_that_is_over_is_not_forced_to_its_end() -> None:
+    # Two end at once, and what runs on, at 0.1, cannot become better: the step of the forced end never comes.
+    rule = probabilities_rule({END: 0.6, 5: 0.4}, {END: 0.75, 5: 0.25}, {5: 1.0})
+    desk = Desk(FakeRunner(rule))
+    job = make_job([5], beam_size=2, num_hypotheses=2, length_penalty=0.0, max_output_tokens=3, forced_end=True)
+    desk.submit(job)
+    desk.turn_until_idle()
+    assert [hypothesis.tokens for hypothesis in job.result.hypotheses] == [(), (5,)]
+    assert len(desk.runner.calls.stepped_rows) == 2
+
+
+def test_early_stopping_ends_with_a_full_pool_although_better_may_come() -> None:
+    # Two short outputs, then a long one that its length would put ahead.
+    rule = probabilities_rule({END: 0.3, 5: 0.5, 6: 0.2}, {END: 0.45, 5: 0.55}, {5: 1.0}, {5: 1.0}, {END: 1.0})
+    patient = decode(rule, 5, beam_size=2)
+    hasty = decode(rule, 5, beam_size=2, early_stopping=True)
+    assert (patient[0].tokens, hasty[0].tokens) == ((5, 5, 5, 5), ())
+
+
 def test_hypotheses_come_best_first() -> None:
     found = decode(random_rule(1), 5, 6, beam_size=5, num_hypotheses=4)
     scores = [hypothesis.score for hypothesis in found]
@@ -146,6 +219,18 @@ def test_greedy_asks_for_no_more_than_it_needs() -> None:
     assert GreedySearch(SearchOptions(return_scores=True), end_id=END).candidates_needed == 1
     assert GreedySearch(SearchOptions(min_output_tokens=1), end_id=END).candidates_needed == 2
     assert BeamSearch(SearchOptions(beam_size=4), end_id=END).candidates_needed == 5
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_a_forced_step_asks_for_no_candidates(beam_size: int) -> None:
+    desk = Desk(FakeRunner(copying_rule()))
+    desk.submit(
+        make_job(
+            [5, 6, 7], beam_size=beam_size, return_scores=True, forced_tokens=(9,), max_output_tokens=3, forced_end=True
+        )
+    )
+    desk.turn_until_idle()
+    assert desk.runner.calls.heads == [0, max(1, beam_size + (beam_size > 1)), 0]
 
 
 @pytest.mark.parametrize("beam_size", [1, 2])
