@@ -30,7 +30,7 @@ def byte_tokenizer() -> Tokenizer:
         eos_id=3,
         minloglevel=2,
     )
-    return Tokenizer(buffer.getvalue())
+    return Tokenizer.from_sentencepiece(buffer.getvalue())
 
 
 def pieces_of(tokenizer: Tokenizer, ids: Sequence[int], *, step: int = 1) -> list[str]:
