@@ -131,8 +131,13 @@ def _check_ids(asked: Items[GoldenSentence], manifest: Manifest) -> None:
 
 
 def _greedy(sentence: GoldenSentence, *, return_scores: bool = False) -> tuple[Items[int], SearchOptions]:
-    limit = sentence.beam_options.max_output_tokens
-    return sentence.source_ids, SearchOptions(max_output_tokens=limit, return_scores=return_scores)
+    options = sentence.beam_options
+    return sentence.source_ids, SearchOptions(
+        max_output_tokens=options.max_output_tokens,
+        return_scores=return_scores,
+        forced_end=options.forced_end,
+        forced_tokens=sentence.forced_ids,
+    )
 
 
 def _beam(sentence: GoldenSentence) -> tuple[Items[int], SearchOptions]:
@@ -142,6 +147,9 @@ def _beam(sentence: GoldenSentence) -> tuple[Items[int], SearchOptions]:
         length_penalty=options.length_penalty,
         length_penalty_type=LengthPenalty[options.length_penalty_type],
         max_output_tokens=options.max_output_tokens,
+        early_stopping=options.early_stopping,
+        forced_end=options.forced_end,
+        forced_tokens=sentence.forced_ids,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,14 +21,15 @@ from export.bundle import (
 )
 from export.contract import GRAPH_NAMES
 from model.tokenizer import Tokenizer, train_tokenizer
-from server.decoding.sequence import FinishReason, Hypothesis, SearchOptions
+from server.decoding.sequence import FinishReason, Hypothesis, LengthPenalty, SearchOptions
 from tests.decoding import oracle
 from tests.decoding.fake_runner import END, SUPPRESSED, Rule, fake_manifest, log_softmax, random_rule
 
 MAX_TOKENS = 10
 VOCAB = 24
 TEXTS = ["ein Mann", "eine Frau rennt", "der Hund", "das Kind sitzt", "ein Hund rennt", "die Frau"]
-GoldenMaker = Callable[[Rule], list[GoldenSentence]]
+GoldenMaker = Callable[..., list[GoldenSentence]]
+BEAM = BeamOptions(beam_size=3, length_penalty=1.0, length_penalty_type="GNMT", max_output_tokens=MAX_TOKENS)
 
 
 @pytest.fixture(scope="session")
@@ -65,18 +67,30 @@ def golden_hypothesis(rule: Rule, source: tuple[int, ...], found: Hypothesis) ->
 @pytest.fixture(scope="session")
 def make_golden(tokenizer: Tokenizer) -> GoldenMaker:
     """Golden sentences as a model that follows the rule would answer them."""
-    beam = BeamOptions(beam_size=3, length_penalty=1.0, length_penalty_type="GNMT", max_output_tokens=MAX_TOKENS)
 
-    def make(rule: Rule) -> list[GoldenSentence]:
+    def make(rule: Rule, *, beam: BeamOptions = BEAM, forced_ids: tuple[int, ...] = ()) -> list[GoldenSentence]:
+        limits: dict[str, Any] = {
+            "max_output_tokens": beam.max_output_tokens,
+            "forced_end": beam.forced_end,
+            "forced_tokens": forced_ids,
+        }
         sentences = []
         for text in TEXTS:
             source = tuple(tokenizer.encode(text))
-            (greedy,) = oracle.search(rule, source, SearchOptions(max_output_tokens=MAX_TOKENS, return_scores=True))
-            best, *_ = oracle.search(rule, source, SearchOptions(beam_size=3, max_output_tokens=MAX_TOKENS))
+            (greedy,) = oracle.search(rule, source, SearchOptions(return_scores=True, **limits))
+            beam_options = SearchOptions(
+                beam_size=beam.beam_size,
+                length_penalty=beam.length_penalty,
+                length_penalty_type=LengthPenalty[beam.length_penalty_type],
+                early_stopping=beam.early_stopping,
+                **limits,
+            )
+            best, *_ = oracle.search(rule, source, beam_options)
             sentences.append(
                 GoldenSentence(
                     source=text,
                     source_ids=source,
+                    forced_ids=forced_ids,
                     reference=text,
                     greedy=golden_hypothesis(rule, source, greedy),
                     beam=golden_hypothesis(rule, source, best),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from export.runners.protocol import Candidates, FloatArray, IntArray
 from server.decoding.sequence import FinishReason, Hypothesis
 from server.exam.grading import Difference, grade
 from server.exam.sitting import ANSWERS_PER_SENTENCE, ExamError, ExamResult, Thresholds, sit_exam
-from tests.decoding.conftest import VOCAB
+from tests.decoding.conftest import BEAM, VOCAB, GoldenMaker
 from tests.decoding.fake_runner import END, FakeRunner, Prefix, Rule, Source, random_rule
 
 FP32 = Thresholds.of_precision("fp32")
@@ -50,6 +51,55 @@ def test_a_runner_that_follows_the_reference_passes(bundle: Bundle, rule: Rule) 
 
 def test_a_short_exam_asks_fewer_sentences(bundle: Bundle, rule: Rule) -> None:
     assert sit_exam(bundle, FakeRunner(rule), sentences=2).sentences == 2
+
+
+RULES: dict[str, Any] = {"early_stopping": True, "forced_end": True, "max_output_tokens": 8}
+
+
+def test_what_the_reference_had_to_say_is_forced_on_the_runner_too(
+    bundle: Bundle, rule: Rule, make_golden: GoldenMaker
+) -> None:
+    golden = make_golden(rule, beam=dataclasses.replace(BEAM, **RULES), forced_ids=(9, 5))
+    assert {sentence.greedy.finish_reason for sentence in golden} == {"END_TOKEN", "MAX_TOKENS"}
+    result = sit_exam(bundle, FakeRunner(rule), golden=golden)
+    assert result.passes(FP32)
+    assert not result.exceptions
+    assert all(output[:2] == (9, 5) and len(output) <= 7 for output in (*result.greedy, *result.beam))
+
+
+@pytest.mark.parametrize("change", [{"early_stopping": False}, {"forced_end": False}])
+def test_other_rules_of_search_are_found_out(
+    bundle: Bundle, rule: Rule, make_golden: GoldenMaker, change: dict[str, bool]
+) -> None:
+    golden = make_golden(rule, beam=dataclasses.replace(BEAM, **RULES, length_penalty=4.0))
+    asked = [
+        dataclasses.replace(sentence, beam_options=dataclasses.replace(sentence.beam_options, **change))
+        for sentence in golden
+    ]
+    assert sit_exam(bundle, FakeRunner(rule), golden=golden).passes(FP32)
+    assert sit_exam(bundle, FakeRunner(rule), golden=asked).faults
+
+
+def test_log_probs_of_forced_steps_are_examined(bundle: Bundle, rule: Rule, make_golden: GoldenMaker) -> None:
+    def colder(logits: FloatArray, prefix: Prefix) -> None:
+        if not prefix:
+            logits *= np.float32(0.5)
+
+    golden = make_golden(rule, forced_ids=(9,))
+    result = sit_exam(bundle, FakeRunner(shifted(rule, colder)), golden=golden)
+    assert result.token_exact_rate == 1.0
+    assert result.max_score_difference < 2e-6, "a score leaves them out"
+    assert result.max_log_prob_difference > 0.1
+
+
+def test_a_limit_that_leaves_no_room_after_forced_tokens_is_refused(
+    bundle: Bundle, rule: Rule, make_golden: GoldenMaker
+) -> None:
+    golden = make_golden(rule, forced_ids=(9, 5))
+    options = dataclasses.replace(BEAM, max_output_tokens=2)
+    cramped = [dataclasses.replace(sentence, beam_options=options) for sentence in golden]
+    with pytest.raises(ExamError, match="max_output_tokens: got 2, wanted 3 to 64"):
+        sit_exam(bundle, FakeRunner(rule), golden=cramped)
 
 
 def test_another_model_fails(bundle: Bundle, rule: Rule) -> None:

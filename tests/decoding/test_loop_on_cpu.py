@@ -16,6 +16,7 @@ from tests.export.tiny import export_model, random_model, sources_of
 
 LENGTHS = (1, 3, 9, 14, 2, 25, 7, 18, 5, 11)
 BEAM_SIZES = (1, 4, 1, 2, 3)
+FORCED = ((), (17,), (), (40, 5), (9,), (), ())
 MAX_OUTPUT_TOKENS = 20
 
 
@@ -39,6 +40,9 @@ def make_jobs() -> list[Job]:
             beam_size=BEAM_SIZES[number % len(BEAM_SIZES)],
             max_output_tokens=MAX_OUTPUT_TOKENS,
             return_scores=True,
+            early_stopping=number % 3 == 0,
+            forced_end=number % 2 == 0,
+            forced_tokens=FORCED[number % len(FORCED)],
         )
         for number, source in enumerate(sources)
     ]
@@ -74,6 +78,9 @@ def test_the_reference_finds_the_same(runner: OrtCpuRunner, model: Transformer) 
             beam_size=options.beam_size,
             length_penalty=options.length_penalty,
             max_output_tokens=MAX_OUTPUT_TOKENS,
+            early_stopping=options.early_stopping,
+            forced_tokens=options.forced_tokens,
+            forced_end=options.forced_end,
         )
         if options.beam_size == 1:
             wanted = greedy_search(model, job.sequence.source, rules)
