@@ -12,22 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from model.config import ConfigError, TransformerConfig
 from model.tokenizer import Tokenizer
 from model.transformer import Transformer
+from model.weights import CheckpointError, copy_weights, read_weights, unique_parameters
+
+__all__ = ["Checkpoint", "CheckpointError", "ModelCard", "check_vocabulary", "load_checkpoint", "save_checkpoint"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FOLDER = "tokenizer"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing, unreadable or does not fit its own configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,21 +69,19 @@ class Checkpoint:
     card: ModelCard
 
 
-def unique_parameters(model: Transformer) -> dict[str, Tensor]:
-    """The parameters by name, each tied matrix once, under its first name in sorted order."""
-    seen: set[int] = set()
-    unique: dict[str, Tensor] = {}
-    for name, tensor in sorted(model.named_parameters(remove_duplicate=False)):
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            unique[name] = tensor.detach()
-    return unique
+def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, dtype: torch.dtype | None = None) -> None:
+    """Write a checkpoint directory.
 
-
-def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a checkpoint directory; weights are rounded to ``dtype``."""
+    Args:
+        directory: what it holds of a checkpoint is replaced.
+        checkpoint: what to write.
+        dtype: weights are rounded to it; None: to float16 where that changes nothing, else kept as they are.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.to(dtype).contiguous() for name, tensor in unique_parameters(checkpoint.model).items()}
+    weights = {
+        name: (_narrowed(tensor) if dtype is None else tensor.to(dtype)).contiguous()
+        for name, tensor in unique_parameters(checkpoint.model).items()
+    }
     save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
     card = checkpoint.card
     config = {
@@ -101,35 +96,23 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, *, dtype: torch.dty
     checkpoint.tokenizer.save(directory / TOKENIZER_FOLDER)
 
 
-def _finite(tensor: Tensor | None) -> bool:
-    return tensor is None or bool(tensor.isfinite().all())
+def _narrowed(tensor: torch.Tensor) -> torch.Tensor:
+    narrow = tensor.to(torch.float16)
+    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
 
 
-def load_weights(model: Transformer, path: Path) -> None:
-    """Copy the tensors of a safetensors file into ``model``, in the model's own dtype.
+def check_vocabulary(tokenizer: Tokenizer, config: TransformerConfig, *, where: str) -> None:
+    """Hold that every id a tokenizer gives has an embedding. A model may have more, which no text ever gives.
 
     Raises:
-        CheckpointError: the file is unreadable, or a tensor is missing, unexpected, misshapen or not finite; all are
-            listed.
+        CheckpointError: the tokenizer has more tokens than the model.
     """
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    wanted = unique_parameters(model)
-    faults = [f"missing {name}, wanted {list(wanted[name].shape)}" for name in sorted(set(wanted) - set(stored))]
-    faults += [f"unexpected {name} {list(stored[name].shape)}" for name in sorted(set(stored) - set(wanted))]
-    faults += [
-        f"{name}: got {list(stored[name].shape)}, wanted {list(wanted[name].shape)}"
-        for name in sorted(set(wanted) & set(stored))
-        if stored[name].shape != wanted[name].shape
-    ]
-    faults += [f"{name}: got values that are not finite" for name in sorted(wanted) if not _finite(stored.get(name))]
-    if faults:
-        raise CheckpointError(f"{path} does not fit its configuration:\n  " + "\n  ".join(faults))
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(stored[name])
+    for name, got, wanted in (
+        ("source", tokenizer.vocab_size, config.source_vocab_size),
+        ("target", tokenizer.target_vocab_size, config.target_vocab_size),
+    ):
+        if got > wanted:
+            raise CheckpointError(f"{where}: tokenizer has {got} tokens, wanted at most {name}_vocab_size = {wanted}")
 
 
 def _codes(value: Any) -> Any:
@@ -160,11 +143,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     except (json.JSONDecodeError, UnicodeDecodeError, ConfigError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     tokenizer = Tokenizer.load(directory / TOKENIZER_FOLDER)
-    if tokenizer.vocab_size != transformer.source_vocab_size:
-        raise CheckpointError(
-            f"{directory}: tokenizer has {tokenizer.vocab_size} tokens, "
-            f"wanted source_vocab_size = {transformer.source_vocab_size}"
-        )
+    check_vocabulary(tokenizer, transformer, where=str(directory))
     model = Transformer(transformer)
-    load_weights(model, directory / WEIGHTS_FILE)
+    copy_weights(model, read_weights(directory / WEIGHTS_FILE), where=str(directory / WEIGHTS_FILE))
     return Checkpoint(model.eval(), tokenizer, card)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from model.checkpoint import Checkpoint, load_weights, save_checkpoint, unique_parameters
+from model.checkpoint import Checkpoint, save_checkpoint
 from model.config import ConfigError, TransformerConfig
 from model.data import Batch, ParallelText, TokenisedCorpus, read_parallel
 from model.tokenizer import Tokenizer, train_tokenizer
@@ -27,6 +27,7 @@ from model.training.recipe import Recipe
 from model.training.schedule import learning_rate
 from model.training.validation import validate
 from model.transformer import Transformer
+from model.weights import copy_weights, read_weights, unique_parameters
 
 _STATE_FILE = "state.safetensors"
 _SAVE_EVERY_S = 120.0
@@ -178,7 +179,7 @@ class Trainer:
         average = average_snapshots(snapshots)
         averaged = self._work / "average.safetensors"
         save_file(average, averaged)
-        load_weights(self._model, averaged)
+        copy_weights(self._model, read_weights(averaged), where=str(averaged))
         checkpoint = Checkpoint(self._model.eval(), self._tokenizer, self._recipe.card)
         dtype = getattr(torch, self._recipe.optimisation.checkpoint_dtype)
         save_checkpoint(self._out, checkpoint, dtype=dtype)

@@ -86,7 +86,7 @@ def test_a_wrong_field_of_the_card_is_named(field: str, value: object, saved: tu
 def test_a_tokenizer_of_another_size_is_refused(saved: tuple[Path, Transformer]) -> None:
     path, _ = saved
     config = json.loads((path / "config.json").read_text())
-    config["transformer"]["source_vocab_size"] = config["transformer"]["target_vocab_size"] = 49
+    config["transformer"]["source_vocab_size"] = config["transformer"]["target_vocab_size"] = 47
     (path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="tokenizer has 48 tokens, wanted source_vocab_size = 49"):
+    with pytest.raises(CheckpointError, match="tokenizer has 48 tokens, wanted at most source_vocab_size = 47"):
         load_checkpoint(path)

@@ -1,0 +1,70 @@
+"""``dragoman import marian``: MarianMT directories of Hugging Face, that is any opus-mt model.
+
+Post-norm, sinusoids in halves, a bias of the logits; source and target may have vocabularies of their own.
+
+Source: transformers 5.23, models/marian/modeling_marian.py; Junczys-Dowmunt et al. 2018, "Marian".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from model.checkpoint import Checkpoint
+from model.config import Positions
+from model.importers.card import Naming
+from model.importers.huggingface import (
+    assemble,
+    find_embeddings,
+    finish,
+    make_config,
+    open_directory,
+    read_card,
+    read_stored,
+)
+from model.importers.languages import served_code
+from model.importers.tokenizers import marian_tokenizer
+from model.transformer import sinusoidal_positions
+
+POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
+
+
+def read_marian(path: Path, naming: Naming) -> Checkpoint:
+    """Read a MarianMT directory.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or the model is not one that can be imported faithfully.
+        TokenizerError: its tokenizer cannot be read.
+    """
+    directory = open_directory(path, model_types=("marian",))
+    tokenizer = marian_tokenizer(path)
+    settings = directory.config
+    stored = read_stored(directory)
+    shared = settings.flag("share_encoder_decoder_embeddings", True)
+    embeddings = find_embeddings(stored, tied_head=settings.flag("tie_word_embeddings", True), shared=shared)
+    source_vocab_size = settings.integer("vocab_size")
+    config = make_config(
+        directory,
+        stored,
+        tokenizer=tokenizer,
+        tied=embeddings.tied,
+        target_vocab_size=source_vocab_size if shared else settings.integer("decoder_vocab_size", source_vocab_size),
+        positions=Positions.SINUSOIDAL_HALVES,
+        scale_embeddings=settings.flag("scale_embedding", False),
+        family="marian",
+    )
+    table = sinusoidal_positions(config.positions, first=0, count=config.max_positions, d_model=config.d_model)
+    model = assemble(
+        directory, stored, config=config, origins={}, embeddings=embeddings, tables=dict.fromkeys(POSITIONS, table)
+    )
+    languages = directory.tokenizer_config
+    card = read_card(
+        directory,
+        naming,
+        sources=_language(languages.text("source_lang", "")),
+        targets=tuple(sorted(tokenizer.language_ids)) or _language(languages.text("target_lang", "")),
+    )
+    return finish(directory, model, tokenizer, card)
+
+
+def _language(code: str) -> tuple[str, ...]:
+    return (served_code(code),) if code else ()

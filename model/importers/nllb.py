@@ -1,0 +1,62 @@
+"""``dragoman import nllb``: NLLB-200 and M2M-100 directories of Hugging Face.
+
+Pre-norm with final norms, fairseq's sinusoids; the request's languages choose a token on both sides.
+
+Source: transformers 5.23, models/m2m_100/modeling_m2m_100.py; NLLB team 2022; Fan et al. 2020.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from model.checkpoint import Checkpoint
+from model.config import NormPlacement, Positions
+from model.importers.card import Naming
+from model.importers.huggingface import (
+    FINAL_NORMS,
+    assemble,
+    find_embeddings,
+    finish,
+    make_config,
+    open_directory,
+    pair_origins,
+    read_card,
+    read_stored,
+    served_targets,
+)
+from model.importers.tokenizers import m2m100_tokenizer, nllb_tokenizer
+
+
+def read_nllb(path: Path, naming: Naming) -> Checkpoint:
+    """Read an NLLB-200 or M2M-100 directory.
+
+    Raises:
+        CheckpointError: a file is missing or broken, or the model is not one that can be imported faithfully.
+        TokenizerError: its tokenizer cannot be read.
+    """
+    directory = open_directory(path, model_types=("m2m_100",))
+    settings, generation = directory.config, directory.generation
+    # Of the two, M2M-100 alone keeps its ids outside the SentencePiece model.
+    tokenizer = m2m100_tokenizer(path) if (path / "vocab.json").is_file() else nllb_tokenizer(path)
+    stored = read_stored(directory)
+    embeddings = find_embeddings(stored, tied_head=settings.flag("tie_word_embeddings", True), shared=True)
+    config = make_config(
+        directory,
+        stored,
+        tokenizer=tokenizer,
+        tied=embeddings.tied,
+        norm=NormPlacement.PRE,
+        positions=Positions.SINUSOIDAL_FAIRSEQ,
+        # The positions before are the padding token's and the unused ones of the tokens before it.
+        position_offset=generation.pad_id + 1,
+        scale_embeddings=settings.flag("scale_embedding", True),
+        family="m2m100",
+    )
+    model = assemble(directory, stored, config=config, origins=pair_origins(FINAL_NORMS), embeddings=embeddings)
+    card = read_card(
+        directory,
+        naming,
+        sources=tuple(sorted(tokenizer.language_ids)),
+        targets=served_targets(directory, tokenizer),
+    )
+    return finish(directory, model, tokenizer, card)
