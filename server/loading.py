@@ -1,39 +1,34 @@
-"""From bundles on disk to models that serve: open, check the certificate, load, sit a short exam."""
+"""From bundles on disk to models that serve. One that cannot be served leaves the others serving."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
-from export.bundle import MANIFEST_FILE, Bundle, BundleError, Exam
-from export.runners.ort_cpu import OrtCpuRunner
+from export.bundle import MANIFEST_FILE, Bundle, BundleError, Manifest
 from export.runners.protocol import RunnerError
-from model.tokenizer import Tokenizer, TokenizerError
+from model.tokenizer import TokenizerError
 from server import log
 from server.config import ServeConfig
-from server.decoding.loop import DecodeLoop
-from server.exam.sitting import ExamError, Thresholds, sit_exam
-from server.metrics import Metrics, ModelMetrics
-from server.models import Limits, ModelState, ServedModel
-from server.resources import cpu_count
-from server.service.errors import MODEL_REASONS
+from server.metrics import Metrics
+from server.models import KnownModel, ModelState, ServedModel
+from server.opening import NotServableError, admit, open_model
 from server.service.health import RESERVED_NAMES
 
 _log = logging.getLogger(__name__)
 
-_WARM_UP_SENTENCES = 4
+_FORESEEN = (BundleError, RunnerError, TokenizerError, NotServableError)
 
 
 class LoadError(Exception):
-    """A model cannot be served; one line says why."""
+    """No model can be served; one line says why."""
 
 
 def find_bundles(models: Path | None) -> list[Path]:
-    """The bundles at ``models``: itself, or the directories in it; None: the bundled demo.
+    """The bundles at ``models``: itself, or the directories in it, hidden ones left out; None: the bundled demo.
 
     Raises:
         LoadError: there is none.
@@ -44,7 +39,8 @@ def find_bundles(models: Path | None) -> list[Path]:
             return [path]
         if not path.is_dir():
             raise LoadError(f"{path}: got no directory, wanted a bundle or a directory of bundles")
-        found = sorted(child for child in path.iterdir() if (child / MANIFEST_FILE).is_file())
+        # A bundle that is being written lies in a hidden directory beside its place.
+        found = sorted(child for child in path.iterdir() if not child.name.startswith(".") and _may_be_bundle(child))
     except OSError as error:
         raise LoadError(f"{path}: {error.strerror}") from error
     if not found:
@@ -53,125 +49,115 @@ def find_bundles(models: Path | None) -> list[Path]:
     return found
 
 
-def load_models(config: ServeConfig, metrics: Metrics, *, on_opened: Callable[[ServedModel], None]) -> None:
-    """Load every model and let each sit its exam.
+def _may_be_bundle(path: Path) -> bool:
+    try:
+        return (path / MANIFEST_FILE).is_file()
+    except OSError:
+        return True  # opening it will tell why it cannot be looked at
+
+
+def load_models(config: ServeConfig, metrics: Metrics, *, on_found: Callable[[KnownModel], None]) -> None:
+    """Load every model and let each sit its exam; what cannot be served is logged and counted.
 
     Args:
         config: the server's settings.
         metrics: where the models' metrics live.
-        on_opened: called with each model as soon as it can be told about; it does not serve yet.
+        on_found: called with each model as soon as it can be told about. It does not serve yet; one whose bundle is
+            broken, but tells its name, never will.
 
     Raises:
-        LoadError: a bundle is broken, two have one name, or none may serve.
+        LoadError: no model serves.
     """
-    opened: dict[str, tuple[ServedModel, Bundle]] = {}
+    loader = _Loader(config, metrics, on_found)
     for path in find_bundles(config.models):
+        loader.open(path)
+    loader.tell_of_broken()
+    loader.admit_all()
+    if not loader.serving:
+        raise LoadError("; ".join(loader.complaints))
+
+
+class _Loader:
+    """What has been found so far.
+
+    Attributes:
+        complaints: why bundles are not served, one line each.
+        serving: how many models serve.
+    """
+
+    def __init__(self, config: ServeConfig, metrics: Metrics, on_found: Callable[[KnownModel], None]) -> None:
+        self.complaints: list[str] = []
+        self.serving = 0
+        self._config = config
+        self._metrics = metrics
+        self._on_found = on_found
+        self._opened: dict[str, tuple[ServedModel, Bundle]] = {}
+        self._broken: dict[str, KnownModel] = {}
+
+    def open(self, path: Path) -> None:
+        """Open the bundle at ``path``, under a name that no bundle before it has taken."""
         try:
-            model, bundle = _open_model(path, config, metrics)
-        except (BundleError, RunnerError, TokenizerError) as error:
-            raise LoadError(str(error)) from error
-        if model.name in opened:
-            raise LoadError(f"{path}: got a second model {model.name!r}, wanted different names")
-        opened[model.name] = model, bundle
-        on_opened(model)
-    faults = [fault for model, bundle in opened.values() if (fault := _admit(model, bundle, config))]
-    if len(faults) == len(opened):
-        raise LoadError("; ".join(faults))
+            bundle = Bundle.open(path)
+            self._check_name(bundle)
+            model = open_model(bundle, self._config, self._metrics)
+        except Exception as error:
+            broken = _read_manifest(path)
+            if broken is not None:
+                self._broken.setdefault(broken.name, broken)
+            self._refuse(path, error, model="" if broken is None else broken.name)
+            return
+        self._opened[model.name] = model, bundle
+        self._tell_of(model)
+
+    def _check_name(self, bundle: Bundle) -> None:
+        name = bundle.manifest.name
+        if name in RESERVED_NAMES:
+            wanted = f"none of {', '.join(RESERVED_NAMES)}: they name health services"
+            raise BundleError(f"{bundle.path}: name: got {name!r}, wanted {wanted}")
+        if name in self._opened:
+            wanted = f"another than {self._opened[name][1].path} has"
+            raise BundleError(f"{bundle.path}: name: got a second model {name!r}, wanted {wanted}")
+
+    def tell_of_broken(self) -> None:
+        """Make known the models of broken bundles whose names are not taken by sound ones."""
+        for name, model in self._broken.items():
+            if name not in self._opened and name not in RESERVED_NAMES:
+                self._tell_of(model)
+
+    def _tell_of(self, model: KnownModel) -> None:
+        self._metrics.model_found(model.name, serving=lambda: model.healthy)
+        self._on_found(model)
+
+    def admit_all(self) -> None:
+        """Let every opened model serve that may."""
+        for model, bundle in self._opened.values():
+            try:
+                admit(model, bundle, self._config)
+                self.serving += 1
+            except Exception as error:
+                # Before the state says so: a server that leaves closes the runners of all models that do not load.
+                model.runner.close()
+                model.certified = not isinstance(error, NotServableError)
+                model.state = ModelState.FAILED
+                self._refuse(bundle.path, error, model=model.name)
+
+    def _refuse(self, path: Path, error: Exception, *, model: str) -> None:
+        """Log and count a bundle that is not served."""
+        reason = str(error) if isinstance(error, _FORESEEN) else f"unforeseen {type(error).__name__}, see the log"
+        if str(path) not in reason:
+            reason = f"{path}: {reason}"
+        if not isinstance(error, _FORESEEN):
+            _log.error("a bundle failed in a way that nobody foresaw", exc_info=error)
+        log.event(_log, "bundle is not served", level=logging.ERROR, model=model, bundle=str(path), reason=reason)
+        self._metrics.bundle_refused()
+        self.complaints.append(reason)
 
 
-def _open_model(path: Path, config: ServeConfig, metrics: Metrics) -> tuple[ServedModel, Bundle]:
-    bundle = Bundle.open(path)
-    manifest = bundle.manifest
-    if manifest.name in RESERVED_NAMES:
-        wanted = f"none of {', '.join(RESERVED_NAMES)}: they name health services"
-        raise BundleError(f"{path}: name: got {manifest.name!r}, wanted {wanted}")
-    tokenizer = Tokenizer.load(bundle.tokenizer_path)
-    _check_tokenizer(tokenizer, bundle)
-    max_candidates = 2 * config.max_beam_size
-    threads = config.threads or cpu_count()
-    runner = OrtCpuRunner.open(bundle, threads=threads, max_rows=config.max_rows, max_candidates=max_candidates)
-    model_metrics = ModelMetrics(metrics, manifest.name, reasons=MODEL_REASONS)
-    model_metrics.loaded(runner=runner.name, precision=runner.precision, digest=bundle.digest)
-    decode_loop = DecodeLoop(
-        runner,
-        start_id=manifest.start_id,
-        eos_id=manifest.eos_id,
-        pad_id=manifest.pad_id,
-        max_queue=config.max_queue,
-        observer=model_metrics,
-    )
-    model = ServedModel(
-        manifest=manifest,
-        digest=bundle.digest,
-        tokenizer=tokenizer,
-        runner=runner,
-        decode_loop=decode_loop,
-        metrics=model_metrics,
-        limits=Limits.of(manifest, runner, config),
-    )
-    return model, bundle
-
-
-def _check_tokenizer(tokenizer: Tokenizer, bundle: Bundle) -> None:
-    """Hold that the tokenizer speaks the model's ids."""
-    manifest = bundle.manifest
-    for name in ("eos_id", "unk_id"):
-        got, wanted = getattr(tokenizer, name), getattr(manifest, name)
-        if got != wanted:
-            raise BundleError(f"{bundle.tokenizer_path}: {name}: got {got}, wanted the manifest's {wanted}")
-    most = min(manifest.dims.source_vocab, manifest.dims.target_vocab)
-    if tokenizer.vocab_size > most:
-        raise BundleError(f"{bundle.tokenizer_path}: got {tokenizer.vocab_size} tokens, wanted at most {most}")
-
-
-def _admit(model: ServedModel, bundle: Bundle, config: ServeConfig) -> str:
-    """Let a model serve where it may; returns why it may not, or nothing."""
-    model.exam, complaint = _valid_exam(bundle, runner=model.runner.name, precision=model.runner.precision)
-    if complaint and config.allow_uncertified:
-        log.event(_log, "serving without a certificate", level=logging.WARNING, model=model.name, reason=complaint)
-        complaint = ""
-    complaint = complaint or _warm_up(model, bundle)
-    if complaint:
-        model.certified = False
-        model.state = ModelState.FAILED
-        log.event(_log, "model does not serve", level=logging.ERROR, model=model.name, reason=complaint)
-        return complaint
-    model.decode_loop.start()
-    model.state = ModelState.SERVING
-    return ""
-
-
-def _valid_exam(bundle: Bundle, *, runner: str, precision: str) -> tuple[Exam | None, str]:
-    """The bundle's newest passed exam for this runner and precision, or why there is none."""
-    where = f"{bundle.path}: not certified for {runner} {precision}"
-    hint = "run `dragoman verify` or pass --allow-uncertified"
+def _read_manifest(path: Path) -> KnownModel | None:
+    """What a broken bundle can still tell of itself; None: nothing."""
     try:
-        exams = bundle.certificate()
-        for exam in exams:
-            Timestamp().FromJsonString(exam.verify_time)
-    except (BundleError, ValueError) as error:
-        return None, f"{where}: certificate.json cannot be read: {error}"
-    fitting = [exam for exam in exams if (exam.runner, exam.precision) == (runner, precision)]
-    if not fitting:
-        return None, f"{where}: no such exam; {hint}"
-    current = [exam for exam in fitting if exam.manifest_sha256 == bundle.digest]
-    if not current:
-        return None, f"{where}: the exam is stale, it was sat by another manifest; {hint}"
-    passed = [exam for exam in current if exam.passed]
-    if not passed:
-        return None, f"{where}: the exam was failed"
-    return max(passed, key=lambda exam: exam.verify_time), ""
-
-
-def _warm_up(model: ServedModel, bundle: Bundle) -> str:
-    """Sit a short exam, which also warms the runner up; returns what went wrong, or nothing."""
-    try:
-        result = sit_exam(bundle, model.runner, sentences=_WARM_UP_SENTENCES)
-    except (ExamError, BundleError) as error:
-        return f"{bundle.path}: warm-up exam: {error}"
-    if not result.passes(Thresholds.of_precision(model.runner.precision)):
-        return (
-            f"{bundle.path}: warm-up exam failed: token-exact rate {result.token_exact_rate:.3f}, "
-            f"largest log-prob difference {result.max_log_prob_difference:.1e}"
-        )
-    return ""
+        text = (path / MANIFEST_FILE).read_bytes()
+        manifest = Manifest.from_json(text, where=str(path / MANIFEST_FILE))
+    except (OSError, BundleError):
+        return None
+    return KnownModel(manifest=manifest, digest=hashlib.sha256(text).hexdigest(), state=ModelState.FAILED)

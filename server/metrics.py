@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.server
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import grpc
 import prometheus_client
@@ -55,6 +55,10 @@ class Metrics:
         self.queue_depth = self._gauge("queue_depth", "Texts that wait.")
         self.active_sequences = self._gauge("active_sequences", "Texts that are being decoded.")
         self.model_info = self._gauge("model_info", "What serves a model; always 1.", "runner", "precision", "digest")
+        self._model_serving = self._gauge("model_serving", "1 while a model serves; 0: the log says why not.")
+        self._bundles_refused = Gauge(
+            "dragoman_bundles_refused", "Bundles that were found and are not served.", registry=self.registry
+        )
         self.queue_wait = self._histogram("queue_wait_seconds", "Time a text waited for its rows.", _WAIT_SECONDS)
         self.step_rows = self._histogram("step_rows", "Live rows of a decoder step.", _STEP_ROWS)
         self.step_seconds = self._histogram("step_seconds", "Time of a decoder step, its head included.", _STEP_SECONDS)
@@ -68,6 +72,14 @@ class Metrics:
         self.cancelled = self._counter("cancelled", "Texts given up, by the client or a deadline.", "stage")
         for reason in model_less_reasons:
             self.rejected.labels("", reason)
+
+    def model_found(self, model: str, *, serving: Callable[[], bool]) -> None:
+        """There is a model of that name; ``serving`` tells at any time, from any thread, whether it serves."""
+        self._model_serving.labels(model).set_function(lambda: float(serving()))
+
+    def bundle_refused(self) -> None:
+        """A bundle was found and is not served."""
+        self._bundles_refused.inc()
 
     def call_started(self, method: str) -> None:
         """A call of ``method`` began."""
@@ -113,8 +125,8 @@ class ModelMetrics:
         for reason in reasons:
             metrics.rejected.labels(model, reason)
 
-    def loaded(self, *, runner: str, precision: str, digest: str) -> None:
-        """The model is served by ``runner`` from the bundle ``digest``."""
+    def serving(self, *, runner: str, precision: str, digest: str) -> None:
+        """The model is served now, by ``runner`` from the bundle ``digest``."""
         self._metrics.model_info.labels(self._model, runner, precision, digest).set(1)
 
     def delivered(self, target_tokens: int) -> None:

@@ -49,32 +49,52 @@ class Limits:
 
 
 @dataclass(eq=False, kw_only=True)
-class ServedModel:
-    """One model and everything that serves it.
+class KnownModel:
+    """A model that the server has found, whether or not it can be served.
 
     Attributes:
         manifest: what its bundle says of itself.
         digest: sha256 of the bundle's manifest, lower-case hex.
-        tokenizer: text to token ids and back.
-        runner: executes its graphs.
-        decode_loop: decodes its sequences.
-        metrics: counts what it does.
-        limits: what a request may ask for.
-        exam: the valid exam of this runner and precision; None: never taken, failed or stale.
         state: whether it serves.
         certified: whether it may serve at all.
     """
 
     manifest: Manifest
     digest: str
+    state: ModelState = ModelState.LOADING
+    certified: bool = True
+
+    @property
+    def name(self) -> str:
+        """Its name on the wire."""
+        return self.manifest.name
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it serves, and nothing keeps failing."""
+        return False
+
+
+@dataclass(eq=False, kw_only=True)
+class ServedModel(KnownModel):
+    """A model that is loaded, with everything that serves it.
+
+    Attributes:
+        tokenizer: text to token ids and back.
+        runner: executes its graphs.
+        decode_loop: decodes its sequences.
+        metrics: counts what it does.
+        limits: what a request may ask for.
+        exam: the valid exam of this runner and precision; None: never taken, failed or stale.
+        defaults: what a request's unset options stand for.
+    """
+
     tokenizer: Tokenizer
     runner: Runner
     decode_loop: DecodeLoop
     metrics: ModelMetrics
     limits: Limits
     exam: Exam | None = None
-    state: ModelState = ModelState.LOADING
-    certified: bool = True
     defaults: SearchOptions = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,12 +107,9 @@ class ServedModel:
             length_penalty=decoding.length_penalty,
             length_penalty_type=LengthPenalty(decoding.length_penalty_type),
             max_output_tokens=min(decoding.max_output_tokens, limits.max_output_tokens),
+            early_stopping=decoding.early_stopping,
+            forced_end=decoding.forced_end,
         )
-
-    @property
-    def name(self) -> str:
-        """Its name on the wire."""
-        return self.manifest.name
 
     @property
     def healthy(self) -> bool:
@@ -100,47 +117,36 @@ class ServedModel:
         return self.state is ModelState.SERVING and not self.decode_loop.failed
 
 
-def match_language(wanted: str, served: Iterable[str]) -> str | None:
-    """The served code that a BCP-47 code asks for, by lookup as in RFC 4647, section 3.4; None: none does.
-
-    Case does not matter, and subtags that no served code has are dropped from the end: ``en-US`` finds ``en``.
-    """
-    by_key = {code.lower().replace("_", "-"): code for code in served}
-    subtags = wanted.lower().replace("_", "-").split("-")
-    while subtags:
-        if found := by_key.get("-".join(subtags)):
-            return found
-        subtags.pop()
-    return None
-
-
 class Registry:
     """The models of a server by name; used on the event loop's thread and read from others."""
 
-    def __init__(self, models: Iterable[ServedModel] = (), *, loading: bool = False) -> None:
+    def __init__(self, models: Iterable[KnownModel] = (), *, loading: bool = False) -> None:
         """Begin with ``models``; ``loading`` says whether more are to come."""
         self._by_name = {model.name: model for model in models}
         self.loading = loading
         self.draining = False
 
-    def add(self, model: ServedModel) -> None:
+    def add(self, model: KnownModel) -> None:
         """Add a model; the caller has made sure that its name is new."""
         assert model.name not in self._by_name, f"{model.name} is there already"
         self._by_name = {**self._by_name, model.name: model}
 
-    def get(self, name: str) -> ServedModel | None:
+    def get(self, name: str) -> KnownModel | None:
         """The model of that name."""
         return self._by_name.get(name)
 
-    def all(self) -> list[ServedModel]:
+    def all(self) -> list[KnownModel]:
         """All models, sorted by name."""
         return [model for _, model in sorted(self._by_name.items())]
 
+    def loaded(self) -> list[ServedModel]:
+        """Those whose bundles could be loaded, sorted by name."""
+        return [model for model in self.all() if isinstance(model, ServedModel)]
+
     @property
     def ready(self) -> bool:
-        """Whether every model serves and nothing more is to come."""
-        models = self.all()
-        return bool(models) and not (self.loading or self.draining) and all(model.healthy for model in models)
+        """Whether at least one model serves and nothing more is to come; one that is out of order harms no other."""
+        return not (self.loading or self.draining) and any(model.healthy for model in self.all())
 
     @property
     def names(self) -> list[str]:

@@ -16,7 +16,7 @@ from server import log
 from server.config import Address, ServeConfig
 from server.loading import LoadError, load_models
 from server.metrics import Metrics, MetricsServer
-from server.models import Registry, ServedModel
+from server.models import KnownModel, ModelState, Registry, ServedModel
 from server.resources import cpu_count, memory_limit_bytes
 from server.service.app import METHODS, App, BindError
 from server.service.errors import MODEL_LESS_REASONS
@@ -82,7 +82,7 @@ async def _serve(config: ServeConfig) -> int:
         listen = await app.start()
         log.event(_log, "listening", listen=str(listen), metrics=str(metrics_server.address))
         stopped = asyncio.ensure_future(signals.stop.wait())
-        loaded = _in_daemon_thread(lambda: load_models(config, metrics, on_opened=registry.add))
+        loaded = _in_daemon_thread(lambda: load_models(config, metrics, on_found=registry.add))
         events: list[asyncio.Future[Any]] = [loaded, stopped]
         await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
         if stopped.done():
@@ -120,15 +120,15 @@ async def _leave(app: App, config: ServeConfig, signals: _Signals) -> int:
 
 def _log_start(config: ServeConfig, registry: Registry, *, listen: Address, metrics: Address) -> None:
     """The start line: the effective configuration."""
-    models = registry.all()
     memory_bytes = memory_limit_bytes()
-    cache_bytes = sum(model.runner.limits.cache_bytes for model in models)
+    in_use = [model for model in registry.loaded() if model.state is not ModelState.FAILED]
+    cache_bytes = sum(model.runner.limits.cache_bytes for model in in_use)
     log.event(
         _log,
         "started",
         listen=str(listen),
         metrics=str(metrics),
-        models=[_describe(model) for model in models],
+        models=[_describe(model) for model in registry.all()],
         threads=config.threads or cpu_count(),
         rows=config.max_rows,
         cache_bytes=cache_bytes,
@@ -150,11 +150,12 @@ def _log_start(config: ServeConfig, registry: Registry, *, listen: Address, metr
         )
 
 
-def _describe(model: ServedModel) -> dict[str, object]:
+def _describe(model: KnownModel) -> dict[str, object]:
+    known: dict[str, object] = {"model": model.name, "state": model.state.value, "digest": model.digest}
+    if not isinstance(model, ServedModel):
+        return known
     return {
-        "model": model.name,
-        "state": model.state.value,
-        "digest": model.digest,
+        **known,
         "runner": model.runner.name,
         "precision": model.runner.precision,
         "rows": model.runner.limits.max_rows,

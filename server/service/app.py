@@ -133,7 +133,7 @@ class App:
         self.drained.set()
         await _first_of(hurry, self._guard.idle, timeout_s=grace_s)
         all_answered = self._guard.in_progress == 0
-        for model in self._registry.all():
+        for model in self._registry.loaded():
             await asyncio.to_thread(model.decode_loop.close, timeout_s=0.0)
         # Calls that were cut short are told so; calls that come now still get their UNAVAILABLE.
         await _first_of(self._guard.idle, timeout_s=_LAST_REPLIES_S)
@@ -143,7 +143,7 @@ class App:
             with suppress(asyncio.CancelledError):
                 await self._watching
         self._workers.shutdown(wait=False, cancel_futures=True)
-        for model in self._registry.all():
+        for model in self._registry.loaded():
             # One that is still warming up is used by the thread that loads it.
             if model.state is not ModelState.LOADING:
                 model.runner.close()

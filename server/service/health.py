@@ -44,9 +44,9 @@ class Health:
         ready = self._registry.ready and not self._leaving
         for name in self._services:
             await self._set(name, serving=ready)
-        models = self._registry.all()
-        await self._set(LIVENESS, serving=all(self._turns(model.decode_loop) for model in models))
-        for model in models:
+        alive = all(self._turns(model.decode_loop) for model in self._registry.loaded())
+        await self._set(LIVENESS, serving=alive)
+        for model in self._registry.all():
             await self._set(model.name, serving=model.healthy and not self._leaving)
 
     async def leave(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from dragoman.v1 import translation_pb2 as pb
 from server.decoding.sequence import LengthPenalty, SearchOptions
-from server.models import Limits, ModelState, Registry, ServedModel, match_language
+from server.models import KnownModel, Limits, ModelState, Registry, ServedModel
 from server.service.errors import (
     Internal,
     InvalidRequest,
@@ -18,6 +18,7 @@ from server.service.errors import (
     Violation,
     quote,
 )
+from server.service.languages import SIDES, Languages, code_of, field_of, listed, match_languages
 
 RETRY_AFTER_S = 1.0
 """What a client is told to wait for a server that is starting or leaving."""
@@ -59,18 +60,18 @@ def read_request(request: TranslateRequest, registry: Registry) -> Job:
     Raises:
         ServiceError: the request cannot be served; all wrong fields are reported together.
     """
-    model = find_model(request, registry)
-    check_serving(model)
+    model = check_serving(find_model(request, registry))
     violations: list[Violation] = []
-    _match_languages(request, [model], violations)
-    options = _read_options(request.decoding_config, model, violations)
-    sources = _read_contents(request.contents, model, violations)
+    languages = match_languages(request, [model], violations).get(model)
+    forced_tokens = model.tokenizer.forced_tokens(languages.target) if languages else ()
+    options = _read_options(request.decoding_config, model, forced_tokens, violations)
+    sources = _read_contents(request.contents, model, languages, violations)
     if violations:
         raise InvalidRequest(violations, model=model.name)
     return Job(model, options, sources)
 
 
-def find_model(request: TranslateRequest, registry: Registry) -> ServedModel:
+def find_model(request: TranslateRequest, registry: Registry) -> KnownModel:
     """The model that a request names, or else the only one that serves its languages.
 
     Raises:
@@ -80,20 +81,33 @@ def find_model(request: TranslateRequest, registry: Registry) -> ServedModel:
         return find_named(request.model, registry)
     check_loaded(registry)
     violations: list[Violation] = []
-    matching = _match_languages(request, registry.all(), violations)
+    matching = match_languages(request, registry.all(), violations)
     # A model that is out of order does not make the choice ambiguous, and is named only where it is the only one.
-    able = [model for model in matching if model.state is not ModelState.FAILED] or matching
-    match able:
-        case [only]:
-            return only
-        case []:
-            raise InvalidRequest(violations)
-        case _:
-            names = ", ".join(model.name for model in able)
-            raise InvalidRequest([Violation("model", f"got none, wanted one of {names}: they serve these languages")])
+    able = {model: codes for model, codes in matching.items() if model.state is not ModelState.FAILED} or matching
+    if len(able) > 1:
+        violations += _undecided(request, able)
+    if violations:
+        raise InvalidRequest(violations)
+    (only,) = able
+    return only
 
 
-def find_named(name: str, registry: Registry) -> ServedModel:
+def _undecided(request: TranslateRequest, models: dict[KnownModel, Languages]) -> list[Violation]:
+    """What a request leaves open that several models serve: a language, or else the model."""
+    names = listed(model.name for model in models)
+    open_codes = {
+        side: {getattr(languages, side) for languages in models.values()}
+        for side in SIDES
+        if not code_of(request, side)
+    }
+    return [
+        Violation(field_of(side), f"got none, wanted one of {listed(codes)}, or as model one of {names}")
+        for side, codes in open_codes.items()
+        if len(codes) > 1
+    ] or [Violation("model", f"got none, wanted one of {names}: they serve these languages")]
+
+
+def find_named(name: str, registry: Registry) -> KnownModel:
     """The model called ``name``.
 
     Raises:
@@ -113,7 +127,7 @@ def check_loaded(registry: Registry) -> None:
         raise Loading("the server is loading its models", retry_after_s=RETRY_AFTER_S)
 
 
-def check_serving(model: ServedModel) -> None:
+def check_serving(model: KnownModel) -> ServedModel:
     """Hold that a model takes work. A draining one does: calls that came before are still being read.
 
     Raises:
@@ -126,32 +140,13 @@ def check_serving(model: ServedModel) -> None:
             raise Internal(model=model.name)
         case ModelState.FAILED:
             raise NotCertified(f"model {model.name} has no valid certificate", model=model.name)
+    assert isinstance(model, ServedModel), "it serves, so it is loaded"
+    return model
 
 
-def _match_languages(
-    request: TranslateRequest, models: Sequence[ServedModel], violations: list[Violation]
-) -> list[ServedModel]:
-    """Those of ``models`` that serve the request's languages; appends why a language leaves none."""
-    matching = list(models)
-    for side in ("source", "target"):
-        field = f"{side}_language_code"
-        code: str = getattr(request, field)
-        # After a wrong source language the target is looked at all the same, to report both.
-        served = {model: getattr(model.manifest, f"{side}_languages") for model in matching or models}
-        if code:
-            left = [model for model, languages in served.items() if match_language(code, languages)]
-        else:
-            # Unset stands for a model's only language.
-            left = [model for model, languages in served.items() if len(languages) == 1]
-        if not left:
-            offered = sorted({language for languages in served.values() for language in languages})
-            got = quote(code) if code else "none"
-            violations.append(Violation(field, f"got {got}, wanted one of {', '.join(offered)}"))
-        matching = [model for model in left if model in matching]
-    return matching
-
-
-def _read_options(config: pb.DecodingConfig, model: ServedModel, violations: list[Violation]) -> SearchOptions:
+def _read_options(
+    config: pb.DecodingConfig, model: ServedModel, forced_tokens: tuple[int, ...], violations: list[Violation]
+) -> SearchOptions:
     """The options of a search, zero and unset fields replaced by the model's defaults."""
     defaults, limits = model.defaults, model.limits
 
@@ -166,19 +161,26 @@ def _read_options(config: pb.DecodingConfig, model: ServedModel, violations: lis
 
     beam_size = number("beam_size", unset=defaults.beam_size, least=1, most=limits.max_beam_size)
     max_output_tokens = number(
-        "max_output_tokens", unset=defaults.max_output_tokens, least=1, most=limits.max_output_tokens
+        "max_output_tokens",
+        unset=defaults.max_output_tokens,
+        least=len(forced_tokens) + 1,
+        most=limits.max_output_tokens,
+        note=f": {len(forced_tokens)} before the first of the text" if forced_tokens else "",
     )
-    return replace(
+    options = replace(
         defaults,
         beam_size=beam_size,
         num_hypotheses=number("num_hypotheses", unset=1, least=1, most=beam_size, note=", which is beam_size"),
         max_output_tokens=max_output_tokens,
-        min_output_tokens=number(
-            "min_output_tokens", unset=0, least=0, most=max_output_tokens, note=", which is max_output_tokens"
-        ),
         length_penalty=_read_penalty(config, defaults, violations),
         length_penalty_type=_read_penalty_type(config, defaults, violations),
         return_scores=config.return_scores,
+        forced_tokens=forced_tokens,
+    )
+    most = options.longest_output
+    what = "what max_output_tokens leaves room for" if options.forced_end else "which is max_output_tokens"
+    return replace(
+        options, min_output_tokens=number("min_output_tokens", unset=0, least=0, most=most, note=f", {what}")
     )
 
 
@@ -204,18 +206,22 @@ def _read_penalty_type(
     return _PENALTY_TYPES[got]
 
 
-def _read_contents(contents: Sequence[str], model: ServedModel, violations: list[Violation]) -> list[Source]:
+def _read_contents(
+    contents: Sequence[str], model: ServedModel, languages: Languages | None, violations: list[Violation]
+) -> list[Source]:
     limits = model.limits
     if not 1 <= len(contents) <= limits.max_contents:
         violations.append(Violation("contents", f"got {len(contents)} texts, wanted 1 to {limits.max_contents}"))
         return []
+    # What stands around a text. Where the languages are wrong, no text is tokenised.
+    frame = len(_encode("", model, languages)) if languages else 0
     sources = []
     for index, text in enumerate(contents):
         if complaint := _check_bytes(text, limits):
             violations.append(Violation(f"contents[{index}]", complaint))
-        elif not violations:
+        elif languages and not violations:
             # Once anything is wrong, the rest is only checked for what costs nothing.
-            source = _tokenise(text, model)
+            source = _tokenise(text, model, languages, frame=frame)
             if len(source.tokens) > limits.max_source_tokens:
                 got = f"got {len(source.tokens)} tokens, end token counted"
                 violations.append(Violation(f"contents[{index}]", f"{got}, wanted at most {limits.max_source_tokens}"))
@@ -230,9 +236,13 @@ def _check_bytes(text: str, limits: Limits) -> str:
     return f"got {got} bytes of UTF-8, wanted at most {limits.max_source_bytes}"
 
 
-def _tokenise(text: str, model: ServedModel) -> Source:
+def _tokenise(text: str, model: ServedModel, languages: Languages, *, frame: int) -> Source:
     if not text.strip():
         return Source(())
-    tokens = model.tokenizer.encode(text)
-    # Text of nothing but characters that normalisation drops is blank too: only the end token is left.
-    return Source(tokens, has_unknown=model.manifest.unk_id in tokens) if len(tokens) > 1 else Source(())
+    tokens = _encode(text, model, languages)
+    # Text of nothing but characters that normalisation drops is blank too: only its frame is left.
+    return Source(tokens, has_unknown=model.manifest.unk_id in tokens) if len(tokens) > frame else Source(())
+
+
+def _encode(text: str, model: ServedModel, languages: Languages) -> list[int]:
+    return model.tokenizer.encode(text, source_language=languages.source, target_language=languages.target)

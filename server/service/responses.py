@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from dragoman.v1 import translation_pb2 as pb
 from export.bundle import Exam
 from server.decoding.sequence import FinishReason, Hypothesis, LengthPenalty, Outcome, Result, SearchOptions
-from server.models import ModelState, ServedModel
+from server.models import KnownModel, ModelState, ServedModel
 from server.service.errors import Internal, to_status
 from server.service.requests import Job, Source
 
@@ -42,7 +42,7 @@ def translation_of(job: Job, source: Source, result: Result) -> pb.Translation:
     """One text's translation, or the status with which that text alone failed."""
     if result.outcome is not Outcome.FINISHED:
         return pb.Translation(source_token_count=len(source.tokens), status=to_status(Internal(model=job.model.name)))
-    hypotheses = [_hypothesis(job.model, hypothesis) for hypothesis in result.hypotheses]
+    hypotheses = [_hypothesis(job, hypothesis) for hypothesis in result.hypotheses]
     best = hypotheses[0]
     translation = pb.Translation(
         text=best.text,
@@ -60,40 +60,36 @@ def translation_of(job: Job, source: Source, result: Result) -> pb.Translation:
     return translation
 
 
-def _hypothesis(model: ServedModel, hypothesis: Hypothesis) -> pb.Hypothesis:
+def _hypothesis(job: Job, hypothesis: Hypothesis) -> pb.Hypothesis:
     return pb.Hypothesis(
-        text=model.tokenizer.decode(hypothesis.tokens),
+        text=job.model.tokenizer.decode(hypothesis.tokens),
         score=hypothesis.score,
         finish_reason=_FINISH_REASONS[hypothesis.finish_reason],
-        output_token_count=len(hypothesis.tokens),
+        # Forced tokens are none of the text.
+        output_token_count=len(hypothesis.tokens) - len(job.options.forced_tokens),
     )
 
 
-def model_message(model: ServedModel) -> pb.Model:
-    """A model as ListModels and GetModel tell it."""
-    manifest, limits = model.manifest, model.limits
+def model_message(model: KnownModel) -> pb.Model:
+    """A model as ListModels and GetModel tell it; of one that could not be loaded, what its manifest says."""
+    manifest = model.manifest
     message = pb.Model(
         name=model.name,
         bundle_digest=model.digest,
         state=_STATES[model.state],
         source_language_codes=manifest.source_languages,
         target_language_codes=manifest.target_languages,
-        runner=model.runner.name,
-        precision=_PRECISIONS[model.runner.precision],
-        limits=pb.ModelLimits(
-            max_contents=limits.max_contents,
-            max_source_tokens=limits.max_source_tokens,
-            max_output_tokens=limits.max_output_tokens,
-            max_beam_size=limits.max_beam_size,
-            max_source_bytes=limits.max_source_bytes,
-        ),
-        default_decoding_config=_decoding_config(model.defaults),
         architecture=manifest.architecture,
         parameter_count=manifest.parameter_count,
         license_note=manifest.license_note,
     )
-    if model.exam is not None:
-        message.certificate.CopyFrom(_certificate(model.exam))
+    if isinstance(model, ServedModel):
+        message.runner = model.runner.name
+        message.precision = _PRECISIONS[model.runner.precision]
+        message.limits.CopyFrom(pb.ModelLimits(**vars(model.limits)))
+        message.default_decoding_config.CopyFrom(_decoding_config(model.defaults))
+        if model.exam is not None:
+            message.certificate.CopyFrom(_certificate(model.exam))
     return message
 
 

@@ -13,7 +13,7 @@ import grpc
 from dragoman.v1 import translation_pb2 as pb
 from dragoman.v1.translation_pb2_grpc import TranslationServiceServicer
 from server.decoding.sequence import Outcome, Result
-from server.models import Registry, ServedModel
+from server.models import KnownModel, Registry
 from server.service.errors import DeadlineExceeded, Draining, Internal, InvalidRequest, Violation
 from server.service.requests import RETRY_AFTER_S, Job, TranslateRequest, check_loaded, find_named, read_request
 from server.service.responses import blank_translation, model_message, translation_of
@@ -89,7 +89,7 @@ class TranslationService(TranslationServiceServicer):
         """Describe one model."""
         return pb.GetModelResponse(model=model_message(self._only_or_named(request.name)))
 
-    def _only_or_named(self, name: str) -> ServedModel:
+    def _only_or_named(self, name: str) -> KnownModel:
         if name:
             return find_named(name, self._registry)
         models = self._registry.all()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from export.bundle import Manifest
+from export.bundle import DecodingDefaults, Manifest
 from export.contract import ModelDimensions
 from export.runners.protocol import Candidates, FloatArray, IntArray, RunnerError, RunnerLimits, ShapeError
 
@@ -189,6 +189,9 @@ def fake_manifest(*, vocab: int, **fields: Any) -> Manifest:
         "start_id": START,
         "eos_id": END,
         "suppressed_ids": SUPPRESSED,
+        "decoding": DecodingDefaults(max_output_tokens=50),
+        "max_source_tokens": 60,
+        "max_output_tokens": 60,
         "parameter_count": 123,
         "graphs": {},
         "files": {},

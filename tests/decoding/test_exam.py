@@ -69,7 +69,7 @@ def test_what_the_reference_had_to_say_is_forced_on_the_runner_too(
 
 @pytest.mark.parametrize("change", [{"early_stopping": False}, {"forced_end": False}])
 def test_other_rules_of_search_are_found_out(
-    bundle: Bundle, rule: Rule, make_golden: GoldenMaker, change: dict[str, bool]
+    bundle: Bundle, rule: Rule, make_golden: GoldenMaker, change: dict[str, Any]
 ) -> None:
     golden = make_golden(rule, beam=dataclasses.replace(BEAM, **RULES, length_penalty=4.0))
     asked = [

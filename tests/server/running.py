@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
+import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -22,7 +23,7 @@ from server.config import Address, ServeConfig
 from server.decoding.loop import DecodeLoop
 from server.decoding.observer import Stage
 from server.metrics import Metrics, ModelMetrics
-from server.models import Limits, ModelState, Registry, ServedModel
+from server.models import KnownModel, Limits, ModelState, Registry, ServedModel
 from server.service.app import METHODS, App
 from server.service.errors import MODEL_LESS_REASONS, MODEL_REASONS
 from tests.decoding.fake_runner import END, PAD, START, FakeRunner, Rule, copying_rule, fake_manifest
@@ -97,6 +98,8 @@ def make_model(
     rule: Rule | None = None,
     source_languages: tuple[str, ...] = ("en",),
     target_languages: tuple[str, ...] = ("de",),
+    language_aliases: Mapping[str, str] | None = None,
+    decoding: DecodingDefaults | None = None,
     max_source_tokens: int = 40,
     exam: Exam | None = None,
     **runner_options: Any,
@@ -108,16 +111,16 @@ def make_model(
         name=name,
         source_languages=source_languages,
         target_languages=target_languages,
-        decoding=DecodingDefaults(max_output_tokens=50),
+        language_aliases=dict(language_aliases or {}),
+        decoding=decoding or DecodingDefaults(max_output_tokens=50),
         max_source_tokens=max_source_tokens,
-        max_output_tokens=60,
         license_note="for tests",
     )
     runner = FakeRunner(rule or copying_rule(vocab=vocab), **{"max_rows": 16, **runner_options})
     gate = Gate()
     runner.before_step = gate
     model_metrics = HearingMetrics(metrics, name)
-    model_metrics.loaded(runner=runner.name, precision=runner.precision, digest=DIGEST)
+    model_metrics.serving(runner=runner.name, precision=runner.precision, digest=DIGEST)
     decode_loop = DecodeLoop(
         runner, start_id=START, eos_id=END, pad_id=PAD, max_queue=config.max_queue, observer=model_metrics
     )
@@ -135,6 +138,12 @@ def make_model(
     )
 
 
+def broken_model(name: str, *, target_language: str = "de") -> KnownModel:
+    """What is known of a model whose bundle could not be loaded."""
+    manifest = fake_manifest(vocab=9, name=name, target_languages=(target_language,))
+    return KnownModel(manifest=manifest, digest=DIGEST, state=ModelState.FAILED)
+
+
 class RunningServer:
     """An App on an event loop of its own thread, and a channel to it."""
 
@@ -148,9 +157,10 @@ class RunningServer:
         self._event_loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._event_loop.run_forever, daemon=True)
 
-    def add_model(self, **options: Any) -> ServedModel:
-        model = make_model(self.metrics, self.config, self.tokenizer, **options)
+    def add_model(self, *, tokenizer: Tokenizer | None = None, **options: Any) -> ServedModel:
+        model = make_model(self.metrics, self.config, tokenizer or self.tokenizer, **options)
         self.registry.add(model)
+        self.metrics.model_found(model.name, serving=lambda: model.healthy)
         return model
 
     def __enter__(self) -> Self:
@@ -168,8 +178,7 @@ class RunningServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
     ) -> None:
-        for model in self.registry.all():
-            assert isinstance(model.runner, FakeRunner)
+        for model in self.registry.loaded():
             gate_of(model).open()
         if not self._stopped:
             self.run(self.app.shut_down(lame_duck_s=0.0, grace_s=PATIENCE_S, hurry=self.hurry))
@@ -254,3 +263,10 @@ def fields_of(error: Any) -> list[str]:
     """The fields a failed call is blamed on."""
     bad_request = detail_of(status_of(error), error_details_pb2.BadRequest)
     return [violation.field for violation in bad_request.field_violations] if bad_request is not None else []
+
+
+def failure(call: Callable[..., Any], request: Any) -> grpc.RpcError:
+    """The error of a call that must fail."""
+    with pytest.raises(grpc.RpcError) as raised:
+        call(request, timeout=PATIENCE_S)
+    return raised.value

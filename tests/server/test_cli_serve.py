@@ -80,9 +80,6 @@ class TestServe:
     def test_one_of_two_models_is_certified(self, tmp_path: Path, begin: Any) -> None:
         path = Path(shutil.copytree(DEMO, tmp_path / "models" / "good"))
         twin = Path(shutil.copytree(path, path.with_name("twin")))
-        done = run("serve", *ANYWHERE, "--models", str(path.parent))
-        assert done.returncode == 1
-        assert "second model 'multi30k-en-de'" in done.stderr.splitlines()[-1]
         renamed = replace(Bundle.open(twin).manifest, name="twin")
         (twin / "manifest.json").write_text(renamed.to_json())  # its exam is stale now
         process = begin("serve", *ANYWHERE, "--models", str(path.parent), "--threads", "1")

@@ -59,6 +59,8 @@ def exposition(tokenizer: Tokenizer) -> str:
         ("dragoman_queue_depth", {"model": "copy"}),
         ("dragoman_active_sequences", {"model": "copy"}),
         ("dragoman_model_info", {"model": "copy", "runner": "fake", "precision": "fp32", "digest": DIGEST}),
+        ("dragoman_model_serving", {"model": "copy"}),
+        ("dragoman_bundles_refused", {}),
         ("dragoman_queue_wait_seconds_count", {"model": "copy"}),
         ("dragoman_step_rows_bucket", {"model": "copy", "le": "512.0"}),
         ("dragoman_step_rows_bucket", {"model": "copy", "le": "1.0"}),

@@ -1,4 +1,4 @@
-"""Cancellation, deadlines, a full queue, health and shutdown."""
+"""Cancellation, deadlines, a full queue and shutdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from dragoman.v1 import translation_pb2 as pb
@@ -18,7 +17,6 @@ from server.decoding.loop import DeadlineUnmeetable
 from server.decoding.sequence import Outcome, Result, Sequence
 from server.models import ModelState, ServedModel
 from server.service.app import App, BindError
-from server.service.health import LONGEST_ROUND_S, Health
 from tests.server.running import (
     PATIENCE_S,
     TEXTS,
@@ -142,69 +140,6 @@ def test_a_deadline_that_cannot_be_met_is_refused(
     assert retry_after_s(raised.value) == 2.5
 
 
-class TestHealth:
-    def test_becomes_ready_with_its_models(self, server: RunningServer) -> None:
-        ready = ("", "readiness", "dragoman.v1.TranslationService")
-        server.registry.loading = True
-        server.run(server.app.refresh_health())
-        assert [server.health(name) for name in ready] == ["NOT_SERVING"] * 3
-        assert server.health("liveness") == "SERVING"
-        assert server.health("copy") == "NOT_FOUND"
-        model = server.add_model()
-        model.state = ModelState.LOADING
-        server.run(server.app.refresh_health())
-        assert server.health("copy") == "NOT_SERVING"
-        model.state = ModelState.SERVING
-        server.registry.loading = False
-        server.run(server.app.refresh_health())
-        assert [server.health(name) for name in (*ready, "copy", "liveness")] == ["SERVING"] * 5
-
-    def test_one_model_out_of_order_is_not_ready(self, server: RunningServer, model: ServedModel) -> None:
-        server.add_model(name="broken").state = ModelState.FAILED
-        server.run(server.app.refresh_health())
-        names = ("", "readiness", "copy", "broken", "liveness")
-        wanted = ["NOT_SERVING", "NOT_SERVING", "SERVING", "NOT_SERVING", "SERVING"]
-        assert [server.health(name) for name in names] == wanted
-
-    def test_a_watcher_hears_of_a_change(self, server: RunningServer, model: ServedModel) -> None:
-        stub: Any = health_pb2_grpc.HealthStub(server.channel)
-        watch = stub.Watch(health_pb2.HealthCheckRequest(service=""), timeout=PATIENCE_S)
-        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        server.run(server.app.refresh_health())
-        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
-        watch.cancel()
-
-    def test_a_loop_that_is_stuck_is_not_alive_and_an_idle_one_is(
-        self, server: RunningServer, model: ServedModel
-    ) -> None:
-        now = [0.0]
-        health = Health(server.registry, service="s", clock=lambda: model.decode_loop.last_round_at + now[0])
-
-        async def liveness() -> int:
-            await health.refresh()
-            servicer: Any = health.servicer
-            status: int = (await servicer.Check(health_pb2.HealthCheckRequest(service="liveness"), None)).status
-            return status
-
-        now[0] = LONGEST_ROUND_S - 1
-        assert server.run(liveness()) == health_pb2.HealthCheckResponse.SERVING
-        now[0] = LONGEST_ROUND_S + 1
-        assert server.run(liveness()) == health_pb2.HealthCheckResponse.NOT_SERVING
-
-    def test_a_loop_that_keeps_failing_is_not_ready(self, server: RunningServer) -> None:
-        model = server.add_model(failing_steps=(1, 2, 3))
-        for _ in range(3):
-            with pytest.raises(grpc.RpcError):
-                server.stub.TranslateText(pb.TranslateTextRequest(contents=["a man"]), timeout=PATIENCE_S)
-        assert model.decode_loop.failed
-        server.run(server.app.refresh_health())
-        assert (server.health(""), server.health("copy"), server.health("liveness")) == (
-            "NOT_SERVING",
-            "NOT_SERVING",
-            "SERVING",
-        )
-
-
 class TestShutdown:
     def test_every_accepted_call_is_answered(self, server: RunningServer) -> None:
         model = server.add_model(max_rows=2)
@@ -235,6 +170,7 @@ class TestShutdown:
         server.run(_noop())
         assert server.health("readiness") == "NOT_SERVING"
         assert len(server.stub.TranslateText(REQUEST, timeout=PATIENCE_S).translations) == len(TEXTS)
+        server.run(server.app.calls_ended())  # the client has its reply a moment before the server lets go of the call
         server.run(_set(server))
         assert leaving.result(PATIENCE_S)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -12,17 +11,19 @@ from google.rpc import error_details_pb2
 from dragoman.v1 import translation_pb2 as pb
 from model.tokenizer import Tokenizer
 from server.config import Address, ServeConfig
-from server.models import ModelState, ServedModel, match_language
-from tests.server.running import PATIENCE_S, RunningServer, code_of, detail_of, fields_of, reason_of, status_of
+from server.models import ModelState, ServedModel
+from tests.server.running import (
+    PATIENCE_S,
+    RunningServer,
+    code_of,
+    detail_of,
+    failure,
+    fields_of,
+    reason_of,
+    status_of,
+)
 
 CONFIG = "decoding_config."
-
-
-def failure(call: Callable[..., Any], request: Any) -> grpc.RpcError:
-    """The error of a call that must fail."""
-    with pytest.raises(grpc.RpcError) as raised:
-        call(request, timeout=PATIENCE_S)
-    return raised.value
 
 
 def decoding(**fields: Any) -> pb.TranslateTextRequest:
@@ -213,70 +214,3 @@ def test_our_own_fault_tells_the_client_nothing(
     assert (code_of(error), reason_of(error)) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert "secret" not in str(error)
     assert "OSError" not in str(error)
-
-
-class TestChoiceOfModel:
-    @pytest.fixture
-    def models(self, server: RunningServer) -> RunningServer:
-        server.add_model(name="en-de")
-        server.add_model(name="en-fr", target_languages=("fr",))
-        server.add_model(name="multi", source_languages=("en", "cs"), target_languages=("fr", "cs"))
-        return server
-
-    @pytest.mark.parametrize(
-        ("source", "target", "name"),
-        [("en", "de", "en-de"), ("", "de", "en-de"), ("EN-us", "De_at", "en-de"), ("cs", "fr", "multi")],
-    )
-    def test_languages_name_the_model(self, models: RunningServer, source: str, target: str, name: str) -> None:
-        request = pb.TranslateTextRequest(contents=[""], source_language_code=source, target_language_code=target)
-        assert models.stub.TranslateText(request, timeout=PATIENCE_S).model == name
-
-    @pytest.mark.parametrize(
-        ("source", "target", "fields"),
-        [
-            ("en", "fr", ["model"]),  # two serve it
-            ("", "", ["model"]),  # two have one language on each side
-            ("cs", "de", ["target_language_code"]),
-            ("es", "de", ["source_language_code"]),
-        ],
-    )
-    def test_none_or_several(self, models: RunningServer, source: str, target: str, fields: list[str]) -> None:
-        request = pb.TranslateTextRequest(contents=[""], source_language_code=source, target_language_code=target)
-        error = failure(models.stub.TranslateText, request)
-        assert code_of(error) is grpc.StatusCode.INVALID_ARGUMENT
-        assert fields_of(error) == fields
-
-    def test_a_model_with_several_languages_wants_to_know_which(self, models: RunningServer) -> None:
-        error = failure(models.stub.TranslateText, pb.TranslateTextRequest(model="multi", contents=["a"]))
-        assert fields_of(error) == ["source_language_code", "target_language_code"]
-
-    def test_get_model_without_a_name(self, models: RunningServer) -> None:
-        error = failure(models.stub.GetModel, pb.GetModelRequest())
-        assert fields_of(error) == ["name"]
-
-    def test_pages(self, models: RunningServer) -> None:
-        names, token, replies = [], "", 0
-        while replies == 0 or token:
-            reply = models.stub.ListModels(pb.ListModelsRequest(page_size=2, page_token=token), timeout=PATIENCE_S)
-            names += [model.name for model in reply.models]
-            token = reply.next_page_token
-            replies += 1
-        assert names == ["en-de", "en-fr", "multi"]
-        assert replies == 2
-        assert len(models.stub.ListModels(pb.ListModelsRequest(), timeout=PATIENCE_S).models) == 3
-
-
-@pytest.mark.parametrize(
-    ("wanted", "served", "found"),
-    [
-        ("en", ("en",), "en"),
-        ("en-US", ("en",), "en"),
-        ("zh-Hant-TW", ("zh", "zh-Hant"), "zh-Hant"),
-        ("ZH_hant", ("zh", "zh-Hant"), "zh-Hant"),
-        ("en", ("en-GB",), None),
-        ("e", ("en",), None),
-        ("-en", ("en",), None),
-    ],
-)
-def test_language_lookup(wanted: str, served: tuple[str, ...], found: str | None) -> None:
-    assert match_language(wanted, served) == found

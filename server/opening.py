@@ -1,0 +1,146 @@
+"""One bundle to one model: load what serves it, check its certificate, sit a short exam."""
+
+from __future__ import annotations
+
+import logging
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from export.bundle import Bundle, BundleError, Exam
+from export.runners.ort_cpu import OrtCpuRunner
+from model.tokenizer import Tokenizer
+from server import log
+from server.config import ServeConfig
+from server.decoding.loop import DecodeLoop
+from server.exam.sitting import ExamError, Thresholds, sit_exam
+from server.metrics import Metrics, ModelMetrics
+from server.models import Limits, ModelState, ServedModel
+from server.resources import cpu_count
+from server.service.errors import MODEL_REASONS
+
+_log = logging.getLogger(__name__)
+
+_WARM_UP_SENTENCES = 4
+
+
+class NotServableError(Exception):
+    """A model has no valid certificate, or failed its exam here; one line says which."""
+
+
+def open_model(bundle: Bundle, config: ServeConfig, metrics: Metrics) -> ServedModel:
+    """Load a bundle; the model does not serve yet.
+
+    Raises:
+        BundleError: its parts do not fit each other, or this machine.
+        TokenizerError: its tokenizer cannot be read, or lacks a language that the manifest names.
+        RunnerError: its graphs cannot be loaded.
+    """
+    manifest = bundle.manifest
+    tokenizer = Tokenizer.load(bundle.tokenizer_path)
+    _check_tokenizer(tokenizer, bundle)
+    runner = OrtCpuRunner.open(
+        bundle,
+        threads=config.threads or cpu_count(),
+        max_rows=config.max_rows,
+        max_candidates=2 * config.max_beam_size,
+    )
+    model_metrics = ModelMetrics(metrics, manifest.name, reasons=MODEL_REASONS)
+    decode_loop = DecodeLoop(
+        runner,
+        start_id=manifest.start_id,
+        eos_id=manifest.eos_id,
+        pad_id=manifest.pad_id,
+        max_queue=config.max_queue,
+        observer=model_metrics,
+    )
+    return ServedModel(
+        manifest=manifest,
+        digest=bundle.digest,
+        tokenizer=tokenizer,
+        runner=runner,
+        decode_loop=decode_loop,
+        metrics=model_metrics,
+        limits=Limits.of(manifest, runner, config),
+    )
+
+
+def _check_tokenizer(tokenizer: Tokenizer, bundle: Bundle) -> None:
+    """Hold that the tokenizer speaks the model's ids and knows its languages."""
+    manifest, where = bundle.manifest, bundle.tokenizer_path
+    for name in ("eos_id", "unk_id"):
+        got, wanted = getattr(tokenizer, name), getattr(manifest, name)
+        if got != wanted:
+            raise BundleError(f"{where}: {name}: got {got}, wanted the manifest's {wanted}")
+    sizes = (
+        ("source", tokenizer.vocab_size, manifest.dims.source_vocab),
+        ("target", tokenizer.target_vocab_size, manifest.dims.target_vocab),
+    )
+    for side, size, most in sizes:
+        if size > most:
+            raise BundleError(f"{where}: got {size} {side} tokens, wanted at most {most}")
+    for code in manifest.source_languages:
+        tokenizer.encode("", source_language=code, target_language=manifest.target_languages[0])
+    for code in manifest.target_languages:
+        tokenizer.encode("", source_language=manifest.source_languages[0], target_language=code)
+        forced = tokenizer.forced_tokens(code)
+        if manifest.eos_id in forced:
+            raise BundleError(f"{where}: forced tokens of {code}: got the end token, wanted others")
+        if len(forced) >= manifest.decoding.max_output_tokens:
+            most = manifest.decoding.max_output_tokens - 1
+            raise BundleError(f"{where}: got {len(forced)} forced tokens, wanted at most {most} by max_output_tokens")
+
+
+def admit(model: ServedModel, bundle: Bundle, config: ServeConfig) -> None:
+    """Let a model serve.
+
+    Raises:
+        NotServableError: it may not.
+    """
+    model.exam, complaint = _valid_exam(bundle, runner=model.runner.name, precision=model.runner.precision)
+    if complaint and not config.allow_uncertified:
+        raise NotServableError(complaint)
+    if complaint:
+        log.event(_log, "serving without a certificate", level=logging.WARNING, model=model.name, reason=complaint)
+    _warm_up(model, bundle)
+    model.metrics.serving(runner=model.runner.name, precision=model.runner.precision, digest=model.digest)
+    model.decode_loop.start()
+    model.state = ModelState.SERVING
+
+
+def _valid_exam(bundle: Bundle, *, runner: str, precision: str) -> tuple[Exam | None, str]:
+    """The bundle's newest passed exam for this runner and precision, or why there is none."""
+    where = f"{bundle.path}: not certified for {runner} {precision}"
+    hint = "run `dragoman verify` or pass --allow-uncertified"
+    try:
+        exams = bundle.certificate()
+        for exam in exams:
+            Timestamp().FromJsonString(exam.verify_time)
+    except (BundleError, ValueError) as error:
+        return None, f"{where}: certificate.json cannot be read: {error}"
+    fitting = [exam for exam in exams if (exam.runner, exam.precision) == (runner, precision)]
+    if not fitting:
+        return None, f"{where}: no such exam; {hint}"
+    current = [exam for exam in fitting if exam.manifest_sha256 == bundle.digest]
+    if not current:
+        return None, f"{where}: the exam is stale, it was sat by another manifest; {hint}"
+    passed = [exam for exam in current if exam.passed]
+    if not passed:
+        return None, f"{where}: the exam was failed"
+    return max(passed, key=lambda exam: exam.verify_time), ""
+
+
+def _warm_up(model: ServedModel, bundle: Bundle) -> None:
+    """Sit a short exam, which also warms the runner up.
+
+    Raises:
+        NotServableError: it could not be sat, or was failed.
+    """
+    try:
+        result = sit_exam(bundle, model.runner, sentences=_WARM_UP_SENTENCES)
+    except (ExamError, BundleError) as error:
+        raise NotServableError(f"{bundle.path}: warm-up exam: {error}") from error
+    if not result.passes(Thresholds.of_precision(model.runner.precision)):
+        raise NotServableError(
+            f"{bundle.path}: warm-up exam failed: token-exact rate {result.token_exact_rate:.3f}, "
+            f"largest log-prob difference {result.max_log_prob_difference:.1e}"
+        )

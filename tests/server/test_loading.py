@@ -1,0 +1,289 @@
+"""Bundles to models: whatever is wrong with one, the others serve, and the log and the metrics tell which."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import server.opening
+from export.bundle import CERTIFICATE_FILE, MANIFEST_FILE, Bundle
+from server.config import ServeConfig
+from server.loading import LoadError, find_bundles, load_models
+from server.metrics import Metrics
+from server.models import ModelState, Registry, ServedModel
+from tests.server.bundles import WEIGHTS, copy_demo, sign, truncate
+
+
+class Loaded:
+    """What became of a directory of bundles."""
+
+    def __init__(self, models: Path, caplog: pytest.LogCaptureFixture, **settings: Any) -> None:
+        self.registry = Registry(loading=True)
+        self.metrics = Metrics()
+        self.error = ""
+        config = ServeConfig(models=models, threads=1, max_rows=8, **settings)
+        with caplog.at_level(logging.INFO):
+            try:
+                load_models(config, self.metrics, on_found=self.registry.add)
+            except LoadError as error:
+                self.error = str(error)
+        self.registry.loading = False
+        events = [getattr(record, "dragoman_fields", {}) for record in caplog.records if record.levelname == "ERROR"]
+        self.refused = [event for event in events if event]
+
+    @property
+    def states(self) -> dict[str, str]:
+        return {model.name: model.state.value for model in self.registry.all()}
+
+    def sample(self, name: str, **labels: str) -> float | None:
+        return self.metrics.registry.get_sample_value(name, labels)
+
+    def close(self) -> None:
+        for model in self.registry.loaded():
+            model.decode_loop.close(timeout_s=0.0)
+            model.runner.close()
+
+
+Load = Callable[..., Loaded]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A directory with one sound bundle."""
+    copy_demo(tmp_path / "models", "good")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def load(models: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Load]:
+    done: list[Loaded] = []
+
+    def load_all(**settings: Any) -> Loaded:
+        done.append(Loaded(models, caplog, **settings))
+        return done[-1]
+
+    yield load_all
+    for loaded in done:
+        loaded.close()
+
+
+def spoil_graph(path: Path) -> None:
+    truncate(path / WEIGHTS)
+
+
+def spoil_graph_and_sign(path: Path) -> None:
+    truncate(path / "graphs" / "ort-fp32" / "step.onnx")
+    sign(path)
+
+
+def spoil_tokenizer(path: Path) -> None:
+    (path / "tokenizer" / "source.model").write_bytes(b"garbage" * 100)
+    sign(path)
+
+
+def spoil_tokenizer_config(path: Path) -> None:
+    (path / "tokenizer" / "config.json").write_text("[]")
+    sign(path)
+
+
+def forget_a_language(path: Path) -> None:
+    file = path / "tokenizer" / "config.json"
+    config = json.loads(file.read_text()) | {"forced_template": ["target_language"], "language_ids": {"fr": 7}}
+    file.write_text(json.dumps(config))
+    sign(path)
+
+
+def force_the_end_token(path: Path) -> None:
+    file = path / "tokenizer" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"forced_template": ["target_language"], "language_ids": {"de": 3}}))
+    sign(path)
+
+
+def mistake_the_end_token(path: Path) -> None:
+    file = path / "tokenizer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_id": 5}))
+    sign(path)
+
+
+def outgrow_the_model(path: Path) -> None:
+    file = path / "tokenizer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"language_ids": {"de": 70_000}}))
+    sign(path)
+
+
+def withdraw_the_certificate(path: Path) -> None:
+    (path / CERTIFICATE_FILE).unlink()
+
+
+def answer_otherwise(path: Path) -> None:
+    """The weights of another model: the short exam finds out."""
+    data = bytearray((path / WEIGHTS).read_bytes())
+    half = len(data) // 2
+    data[half : half + 400_000] = bytes(400_000)
+    (path / WEIGHTS).write_bytes(bytes(data))
+    sign(path)
+
+
+BROKEN = [
+    (spoil_graph, "weights.bin: got sha256"),
+    (spoil_graph_and_sign, "step.onnx: "),
+    (spoil_tokenizer, "source.model: "),
+    (spoil_tokenizer_config, "tokenizer/config.json: "),
+    (forget_a_language, "target language: got 'de', wanted one of fr"),
+    (force_the_end_token, "forced tokens of de: got the end token"),
+    (mistake_the_end_token, "eos_id: got 5, wanted the manifest's 3"),
+    (outgrow_the_model, "got 70001 source tokens, wanted at most 4096"),
+]
+FORBIDDEN = [(withdraw_the_certificate, "not certified"), (answer_otherwise, "warm-up exam failed: token-exact rate")]
+
+
+@pytest.mark.parametrize(("spoil", "reason"), [*BROKEN, *FORBIDDEN])
+def test_one_bundle_that_cannot_be_served_leaves_the_other_serving(
+    models: Path, load: Load, spoil: Callable[[Path], None], reason: str
+) -> None:
+    path = copy_demo(models, "bad")
+    spoil(path)
+    loaded = load()
+    assert loaded.error == ""
+    assert loaded.states == {"bad": "failed", "good": "serving"}
+    assert loaded.registry.ready
+    (refused,) = loaded.refused
+    assert (refused["model"], refused["bundle"]) == ("bad", str(path))
+    assert reason in refused["reason"]
+    assert str(path) in refused["reason"]
+    assert "\n" not in refused["reason"]
+    assert loaded.sample("dragoman_bundles_refused") == 1
+    assert [loaded.sample("dragoman_model_serving", model=name) for name in ("good", "bad")] == [1, 0]
+    described = [sample.labels["model"] for family in loaded.metrics.model_info.collect() for sample in family.samples]
+    assert described == ["good"]
+    certified = loaded.registry.get("bad")
+    assert certified is not None
+    assert certified.certified is ((spoil, reason) in BROKEN)
+
+
+def test_a_manifest_that_cannot_be_read_has_no_name(models: Path, load: Load) -> None:
+    truncate(copy_demo(models, "bad") / MANIFEST_FILE)
+    loaded = load()
+    assert loaded.states == {"good": "serving"}
+    (refused,) = loaded.refused
+    assert refused["model"] == ""
+    assert "manifest.json: not JSON" in refused["reason"]
+    assert loaded.sample("dragoman_bundles_refused") == 1
+    assert loaded.sample("dragoman_model_serving", model="bad") is None
+
+
+def test_of_two_with_one_name_the_first_serves(models: Path, load: Load) -> None:
+    shutil.copytree(models / "good", models / "twin")
+    loaded = load()
+    assert loaded.states == {"good": "serving"}
+    (refused,) = loaded.refused
+    twin = models / "twin"
+    assert refused["reason"] == f"{twin}: name: got a second model 'good', wanted another than {models / 'good'} has"
+    assert loaded.sample("dragoman_model_serving", model="good") == 1
+    assert loaded.sample("dragoman_bundles_refused") == 1
+
+
+def test_a_broken_bundle_does_not_keep_its_name_from_a_sound_one(models: Path, load: Load) -> None:
+    shutil.copytree(models / "good", models / "also-good")
+    spoil_graph(models / "also-good")
+    loaded = load()
+    assert loaded.states == {"good": "serving"}
+    assert [refused["bundle"] for refused in loaded.refused] == [str(models / "also-good")]
+
+
+def test_all_kinds_at_once(models: Path, load: Load) -> None:
+    spoil_graph(copy_demo(models, "a-truncated"))
+    spoil_tokenizer(copy_demo(models, "b-garbage"))
+    withdraw_the_certificate(copy_demo(models, "c-uncertified"))
+    shutil.copytree(models / "good", models / "twin")
+    copy_demo(models, "z-good", target_languages=("fr",))
+    loaded = load()
+    assert loaded.states == {
+        "a-truncated": "failed",
+        "b-garbage": "failed",
+        "c-uncertified": "failed",
+        "good": "serving",
+        "z-good": "serving",
+    }
+    assert len(loaded.refused) == loaded.sample("dragoman_bundles_refused") == 4
+    assert [model.name for model in loaded.registry.all() if model.healthy] == ["good", "z-good"]
+
+
+def test_where_none_can_serve_every_reason_is_told_in_one_line(models: Path, load: Load) -> None:
+    spoil_graph(models / "good")
+    withdraw_the_certificate(copy_demo(models, "other"))
+    loaded = load()
+    assert "weights.bin: got sha256" in loaded.error
+    assert f"; {models / 'other'}: not certified" in loaded.error
+    assert "\n" not in loaded.error
+    assert loaded.states == {"good": "failed", "other": "failed"}
+    assert not loaded.registry.ready
+
+
+@pytest.mark.parametrize("where", ["OrtCpuRunner.open", "sit_exam"])
+def test_what_nobody_foresaw_of_one_leaves_the_other_serving(
+    models: Path, load: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    copy_demo(models, "bad")
+    target, _, name = where.rpartition(".")
+    owner = getattr(server.opening, target) if target else server.opening
+    real = getattr(owner, name)
+
+    def fail(bundle: Bundle, *arguments: Any, **options: Any) -> Any:
+        if bundle.manifest.name == "bad":
+            raise MemoryError("so many rows")
+        return real(bundle, *arguments, **options)
+
+    monkeypatch.setattr(owner, name, fail)
+    loaded = load()
+    assert loaded.states == {"bad": "failed", "good": "serving"}
+    (refused,) = loaded.refused
+    assert refused["reason"] == f"{models / 'bad'}: unforeseen MemoryError, see the log"
+    assert "so many rows" in caplog.text
+
+
+def test_a_model_that_may_not_serve_gives_its_memory_back(models: Path, load: Load) -> None:
+    withdraw_the_certificate(copy_demo(models, "bad"))
+    model = load().registry.get("bad")
+    assert isinstance(model, ServedModel)
+    assert model.state is ModelState.FAILED
+    with pytest.raises(Exception, match="closed"):
+        model.runner.argmax()
+
+
+def test_uncertified_is_served_where_that_is_allowed(models: Path, load: Load) -> None:
+    withdraw_the_certificate(copy_demo(models, "bad"))
+    loaded = load(allow_uncertified=True)
+    assert loaded.states == {"bad": "serving", "good": "serving"}
+    assert loaded.refused == []
+
+
+@pytest.mark.parametrize("name", ["readiness", "liveness"])
+def test_a_broken_model_takes_no_health_services_name_either(models: Path, load: Load, name: str) -> None:
+    spoil_graph(copy_demo(models, name))
+    assert load().states == {"good": "serving"}
+
+
+def test_hidden_directories_are_no_bundles(models: Path) -> None:
+    copy_demo(models, ".good.0123.old")
+    assert find_bundles(models) == [models / "good"]
+
+
+def test_a_directory_that_cannot_be_looked_at_hides_no_other(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = copy_demo(models, "locked")
+    is_file = Path.is_file
+
+    def guarded(path: Path) -> bool:
+        if locked in path.parents:
+            raise PermissionError(13, "Permission denied")
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", guarded)
+    assert find_bundles(models) == [models / "good", locked]
