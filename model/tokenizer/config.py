@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from model.tokenizer.errors import TokenizerError
-from model.tokenizer.reading import brief, id_of, ids_of, is_id, read_object, texts_of
+from model.tokenizer.reading import brief, flag_of, id_of, ids_of, is_id, read_object, texts_of
 
 CONFIG_FILE = "config.json"
 _Enum = TypeVar("_Enum", bound=StrEnum)
@@ -46,7 +46,9 @@ class TokenizerConfig:
         bos_id: begin token; None where the model has none.
         source_template: what a source is made of; the text stands in it once.
         forced_template: what every output begins with; no text in it.
-        special_ids: tokens that no text gives and that decode shows nothing for.
+        special_ids: source tokens that no text gives.
+        silent_ids: target tokens that decode shows nothing for.
+        clean_up_spaces: whether decode closes up the blanks that some tokenizers leave before punctuation.
         language_ids: served BCP-47 code -> language token.
         language_aliases: the model's own code -> served code, where the two differ.
     """
@@ -59,6 +61,8 @@ class TokenizerConfig:
     source_template: tuple[Part, ...] = (Part.TEXT, Part.EOS)
     forced_template: tuple[Part, ...] = ()
     special_ids: tuple[int, ...] = ()
+    silent_ids: tuple[int, ...] = ()
+    clean_up_spaces: bool = False
     language_ids: Mapping[str, int] = field(default_factory=dict)
     language_aliases: Mapping[str, str] = field(default_factory=dict)
 
@@ -81,7 +85,8 @@ class TokenizerConfig:
 
     def largest_id(self) -> int:
         """The largest token id that is named here."""
-        return max(self.pad_id, self.unk_id, self.eos_id, self.bos_id or 0, *self.language_ids.values())
+        named = (self.pad_id, self.unk_id, self.eos_id, self.bos_id or 0, *self.language_ids.values())
+        return max(*named, *self.special_ids)
 
     def save(self, directory: Path) -> None:
         """Write ``directory/config.json``."""
@@ -111,7 +116,9 @@ class TokenizerConfig:
                 bos_id=None if values["bos_id"] is None else id_of(values, "bos_id", where=where),
                 source_template=_template(values, "source_template"),
                 forced_template=_template(values, "forced_template"),
-                special_ids=_special_ids(values),
+                special_ids=_ids(values, "special_ids"),
+                silent_ids=_ids(values, "silent_ids"),
+                clean_up_spaces=flag_of(values, "clean_up_spaces", where=where),
                 language_ids=ids_of(values, "language_ids", where=where),
                 language_aliases=texts_of(values, "language_aliases", where=where),
             )
@@ -133,10 +140,10 @@ def _template(values: Mapping[str, Any], name: str) -> tuple[Part, ...]:
     return tuple(_member(Part, {name: part}, name) for part in parts)
 
 
-def _special_ids(values: Mapping[str, Any]) -> tuple[int, ...]:
-    ids = values["special_ids"]
+def _ids(values: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    ids = values[name]
     if not isinstance(ids, list) or not all(is_id(token) for token in ids):
-        raise TokenizerError(f"special_ids: got {brief(ids)}, wanted a list of token ids")
+        raise TokenizerError(f"{name}: got {brief(ids)}, wanted a list of token ids")
     return tuple(ids)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from model.tokenizer.errors import TokenizerError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -56,7 +59,19 @@ def read_texts(path: Path) -> tuple[str, ...]:
     values = read_json(path)
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise TokenizerError(f"{path}: got {brief(values)}, wanted a list of texts")
+    check_text(values, where=str(path))
     return tuple(values)
+
+
+def check_text(texts: Iterable[str], *, where: str) -> None:
+    """Hold that texts can be written as UTF-8.
+
+    Raises:
+        TokenizerError: one of them holds a lone surrogate.
+    """
+    for text in texts:
+        if not text.isascii() and _SURROGATE.search(text):
+            raise TokenizerError(f"{where}: got {brief(text)}, wanted text without lone surrogates")
 
 
 def is_id(value: object) -> bool:
@@ -70,6 +85,14 @@ def id_of(values: Mapping[str, Any], name: str, *, where: str) -> int:
     if not is_id(value):
         raise TokenizerError(f"{where}: {name}: got {brief(value)}, wanted a token id")
     return int(value)  # type: ignore[arg-type]
+
+
+def flag_of(values: Mapping[str, Any], name: str, *, where: str) -> bool:
+    """A field that is true or false; absent and null read as false."""
+    value = values.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise TokenizerError(f"{where}: {name}: got {brief(value)}, wanted true or false")
+    return bool(value)
 
 
 def ids_of(values: Mapping[str, Any], name: str, *, where: str) -> dict[str, int]:

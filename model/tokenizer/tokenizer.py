@@ -9,8 +9,10 @@ from types import MappingProxyType
 
 from model.tokenizer.config import Kind, Part, TokenizerConfig
 from model.tokenizer.errors import TokenizerError
+from model.tokenizer.fast import FastSegmenter
 from model.tokenizer.pieces import PieceSegmenter, read_model
 from model.tokenizer.segmenter import Segmenter
+from model.tokenizer.spaces import clean_up, settled
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -34,7 +36,7 @@ class Tokenizer:
     def __init__(self, config: TokenizerConfig, segmenter: Segmenter) -> None:
         self._config = config
         self._segmenter = segmenter
-        self._silent = frozenset(config.special_ids)
+        self._silent = frozenset(config.silent_ids)
         self.pad_id = config.pad_id
         self.unk_id = config.unk_id
         self.eos_id = config.eos_id
@@ -56,13 +58,15 @@ class Tokenizer:
         for name, token in ids.items():
             if token < 0:
                 raise TokenizerError(f"{name}: got none, wanted a SentencePiece model that defines it")
+        special_ids = (ids["pad_id"], ids["bos_id"], ids["eos_id"])
         config = TokenizerConfig(
             kind=Kind.SENTENCEPIECE,
             pad_id=ids["pad_id"],
             unk_id=ids["unk_id"],
             eos_id=ids["eos_id"],
             bos_id=ids["bos_id"],
-            special_ids=(ids["pad_id"], ids["bos_id"], ids["eos_id"]),
+            special_ids=special_ids,
+            silent_ids=special_ids,
         )
         return cls(config, PieceSegmenter(model, unk_id=config.unk_id))
 
@@ -117,12 +121,17 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of target ``ids``; special tokens, and ids beyond the vocabulary, give nothing."""
-        size = self._segmenter.target_vocab_size
-        return self._segmenter.decode([int(token) for token in ids if token not in self._silent and token < size])
+        text = self._join(ids)
+        return clean_up(text) if self._config.clean_up_spaces else text
 
     def decode_prefix(self, ids: Iterable[int]) -> str:
-        """Text of ``ids`` without a trailing character whose UTF-8 bytes are not all there yet."""
-        return self.decode(ids).rstrip(_REPLACEMENT)
+        """Text of ``ids`` without what later tokens may change: a character whose UTF-8 bytes are not all there yet."""
+        text = self._join(ids).rstrip(_REPLACEMENT)
+        return clean_up(settled(text)) if self._config.clean_up_spaces else text
+
+    def _join(self, ids: Iterable[int]) -> str:
+        size = self._segmenter.target_vocab_size
+        return self._segmenter.decode([int(token) for token in ids if token not in self._silent and token < size])
 
     def _special(self, part: Part, *, source_language: str = "", target_language: str = "") -> int:
         config = self._config
@@ -147,4 +156,6 @@ class Tokenizer:
 
 
 def _load_segmenter(config: TokenizerConfig, directory: Path) -> Segmenter:
+    if config.kind is Kind.TOKENIZERS:
+        return FastSegmenter.load(directory)
     return PieceSegmenter.load(directory, unk_id=config.unk_id, special_ids=config.special_ids)

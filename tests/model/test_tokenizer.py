@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import sentencepiece
 
 from model.tokenizer import Kind, Part, Tokenizer, TokenizerConfig, TokenizerError, train_tokenizer
 from model.tokenizer.pieces import PieceSegmenter
+from model.tokenizer.spaces import clean_up, settled
 
 ENGLISH = "man woman dog child runs sits sleeps red small the a on street bench"
 GERMAN = "Mann Frau Hund Kind rennt sitzt schläft rot klein der ein auf Straße Bank"
@@ -67,6 +69,7 @@ CONFIG = TokenizerConfig(
     source_template=(Part.SOURCE_LANGUAGE, Part.TEXT, Part.EOS),
     forced_template=(Part.BOS, Part.TARGET_LANGUAGE),
     special_ids=(0, 1, 2, 3, 4, 5),
+    silent_ids=(0, 1, 2, 3, 4, 5),
     language_ids=LANGUAGES,
     language_aliases={"fra_Latn": "fr", "zho_Hans": "zh-Hans"},
 )
@@ -237,6 +240,8 @@ def broken_config(**changes: Any) -> str:
         (broken_config(bos_id="2"), "bos_id: got '2', wanted a token id"),
         (broken_config(bos_id=None), "bos_id: got none, wanted the begin token that the templates name"),
         (broken_config(special_ids=[0.5]), r"special_ids: got \[0.5\], wanted a list of token ids"),
+        (broken_config(silent_ids=4), "silent_ids: got 4, wanted a list of token ids"),
+        (broken_config(clean_up_spaces="yes"), "clean_up_spaces: got 'yes', wanted true or false"),
         (broken_config(source_template="text"), "source_template: got 'text', wanted a list"),
         (broken_config(source_template=[]), "source_template: got nothing, wanted the text in it once"),
         (broken_config(source_template=["word"]), "source_template: got 'word', wanted one of text, bos, eos"),
@@ -269,14 +274,14 @@ def test_a_broken_model_is_one_line(
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("content", ["nonsense", "{}", "[1]", '["\ud800"]'.encode("utf-8", "surrogatepass")])
+@pytest.mark.parametrize("content", ["nonsense", "{}", "[1]", r'["\ud800"]', b'["\xff"]'])
 @pytest.mark.parametrize("name", ["source_vocab.json", "target_vocab.json"])
 def test_a_broken_vocabulary_is_one_line(
     name: str, content: str | bytes, rich: Callable[..., Tokenizer], tmp_path: Path
 ) -> None:
     rich().save(tmp_path)
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(TokenizerError, match=rf"{name}: (not JSON|got .*, wanted a list of texts)"):
+    with pytest.raises(TokenizerError, match=rf"{name}: (not JSON|got .*, wanted (a list of texts|text without))"):
         Tokenizer.load(tmp_path)
 
 
@@ -298,3 +303,38 @@ def test_a_model_without_special_tokens_is_no_joint_vocabulary(models: tuple[byt
 def test_a_vocabulary_larger_than_the_text_is_refused() -> None:
     with pytest.raises(TokenizerError, match="cannot train a vocabulary of 9000"):
         train_tokenizer(["a b c"], vocab_size=9000)
+
+
+# Texts whose blanks are closed up in several steps that depend on each other.
+BLANKS = random.Random(3)
+SPACED = ["".join(BLANKS.choices([" ", "'", " '", "n't", "re", " ve", ".", "m", "xyz"], k=12)) for _ in range(3000)]
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("I do n't , you 're !", "I don't, you're!"),
+        ("We 've been . He 's ? I 'm", "We've been. He's? I'm"),
+        ("the dogs ' bone", "the dogs'bone"),
+        ("nothing to do", "nothing to do"),
+    ],
+)
+def test_blanks_before_punctuation_are_closed_up(text: str, cleaned: str) -> None:
+    assert clean_up(text) == cleaned
+
+
+def test_what_is_settled_never_changes() -> None:
+    for text in SPACED:
+        whole = clean_up(text)
+        for end in range(len(text)):
+            assert whole.startswith(clean_up(settled(text[:end]))), (text, end)
+    assert settled("ein langer Satz, zur ") == "ein langer Satz, zur"
+
+
+def test_a_stream_of_a_text_with_closed_up_blanks_takes_nothing_back(rich: Callable[..., Tokenizer]) -> None:
+    tokenizer = rich(clean_up_spaces=True)
+    draw = random.Random(5)
+    for _ in range(50):
+        ids = [draw.randrange(tokenizer.target_vocab_size) for _ in range(12)]
+        for end in range(len(ids)):
+            assert tokenizer.decode(ids).startswith(tokenizer.decode_prefix(ids[:end]))
