@@ -47,6 +47,8 @@ def match_language(wanted: str, served: Iterable[str], aliases: Mapping[str, str
         aliases: the model's own codes and what they stand for; a served code comes before an alias that is spelt alike.
     """
     served = set(served)
+    if wanted in served:
+        return wanted
     by_key = {_key(own): code for own, code in (aliases or {}).items() if code in served}
     by_key |= {_key(code): code for code in served}
     subtags = _key(wanted).split("-")
