@@ -24,35 +24,33 @@ class GreedySearch:
     @property
     def candidates_needed(self) -> int:
         """The runner-up too while the end token is barred; log-probs only where a score is asked for."""
-        if len(self._tokens) in self._forced:
+        if self._forced and len(self._tokens) in self._forced:
             return 0
-        return 2 if self._end_barred else int(self._options.return_scores)
-
-    @property
-    def _end_barred(self) -> bool:
-        return len(self._tokens) < self._options.min_output_tokens
+        return 2 if len(self._tokens) < self._options.min_output_tokens else int(self._options.return_scores)
 
     def advance(self, ids: IntArray, log_probs: FloatArray | None) -> Continuations:
         """Append the best token that may be chosen, or the forced one, as ``Search.advance`` says."""
-        forced = self._forced.get(len(self._tokens))
-        token = self._choose(ids, log_probs) if forced is None else forced
+        place, options = len(self._tokens), self._options
+        if self._forced and place in self._forced:
+            return self._append(self._forced[place], ended=FinishReason.MAX_TOKENS)
+        rank = 1 if place < options.min_output_tokens and ids[0, 0] == self._end_id else 0
+        if log_probs is not None:
+            log_prob = float(log_probs[0, rank])
+            if not log_prob > float("-inf"):
+                raise SearchError(f"log-prob of the best token: got {log_prob}, wanted a finite number")
+            self._log_prob += log_prob
+        return self._append(int(ids[0, rank]), ended=FinishReason.END_TOKEN)
+
+    def _append(self, token: int, *, ended: FinishReason) -> Continuations:
+        """Take ``token``; where it is the end token, ``ended`` is why."""
         if token == self._end_id:
-            self._finish_reason = FinishReason.END_TOKEN if forced is None else FinishReason.MAX_TOKENS
+            self._finish_reason = ended
             return Continuations((), ())
         self._tokens.append(token)
         if len(self._tokens) == self._options.max_output_tokens:
             self._finish_reason = FinishReason.MAX_TOKENS
             return Continuations((), (), final=(token,))
         return Continuations((0,), (token,), final=(token,))
-
-    def _choose(self, ids: IntArray, log_probs: FloatArray | None) -> int:
-        rank = 1 if self._end_barred and ids[0, 0] == self._end_id else 0
-        if log_probs is not None:
-            log_prob = float(log_probs[0, rank])
-            if not log_prob > float("-inf"):
-                raise SearchError(f"log-prob of the best token: got {log_prob}, wanted a finite number")
-            self._log_prob += log_prob
-        return int(ids[0, rank])
 
     def hypotheses(self) -> tuple[Hypothesis, ...]:
         """The one output; its score is the plain sum of log-probs."""
