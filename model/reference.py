@@ -1,6 +1,6 @@
 """The slow, cache-free decoder: the oracle that everything faster is held against.
 
-Every step runs the whole decoder over the whole prefix of one source. Nothing is shared with the served search.
+Every step runs the whole decoder over the whole prefix. Nothing is shared with the served search.
 
 Source: greedy and beam search as in Wu et al. 2016 (length penalty: equation 14), candidates, stopping
 and forced tokens as in Hugging Face generate().
@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from model.attention import KeyValue
 from model.config import Suppression
 from model.transformer import Transformer
 
@@ -169,35 +170,45 @@ def _candidates(running: list[_Running], selectable: Tensor, *, count: int) -> l
 
 
 class _Distribution:
-    """Log-probs of the next token after any prefix of one source, recomputed from nothing each time."""
+    """Log-probs of the next token after any prefix of one source, the whole prefix decoded anew each time."""
 
+    @torch.no_grad()
     def __init__(self, model: Transformer, source: Sequence[int], options: ReferenceOptions) -> None:
         self._model = model
         self._options = options
-        self._source = torch.tensor([list(source)], dtype=torch.int64)
+        tokens = torch.tensor([list(source)], dtype=torch.int64)
+        self._source_mask = torch.ones_like(tokens, dtype=torch.bool)
+        self._cross = model.cross_memory(model.encode(tokens, source_mask=self._source_mask))
+
+    def all_steps(self, prefix: Sequence[int]) -> Tensor:
+        """Log-probs after every position of one prefix: float64 [length + 1, vocab]."""
+        return self._log_probs(self._states([prefix])[0])
+
+    def selectable(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
+        """Log-probs of the token after each prefix, -inf where it may not be selected: float64 [prefixes, vocab]."""
+        return self._suppress(self._log_probs(self._states(prefixes)[:, -1]), step=len(prefixes[0]))
 
     @torch.no_grad()
-    def all_steps(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
-        """Log-probs after every position of equally long prefixes: float64 [prefixes, length + 1, vocab]."""
+    def _states(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
+        """Decoder states at every position of equally long prefixes: float [prefixes, length + 1, d_model]."""
+        target = torch.tensor([[self._model.config.start_id, *prefix] for prefix in prefixes], dtype=torch.int64)
+        cross = [KeyValue(*(part.expand(len(prefixes), -1, -1, -1) for part in memory)) for memory in self._cross]
+        return self._model.decode(target, cross, source_mask=self._source_mask.expand(len(prefixes), -1))
+
+    @torch.no_grad()
+    def _log_probs(self, states: Tensor) -> Tensor:
         config = self._model.config
-        source = self._source.expand(len(prefixes), -1)
-        source_mask = torch.ones_like(source, dtype=torch.bool)
-        target = torch.tensor([[config.start_id, *prefix] for prefix in prefixes], dtype=torch.int64)
-        logits = self._model(source, target, source_mask=source_mask)
+        logits = self._model.output(states)
         if config.suppression is Suppression.BEFORE_SOFTMAX:
             logits[..., list(config.suppressed_ids)] = -torch.inf
         return logits.log_softmax(-1).double()  # type: ignore[no-any-return]
-
-    def selectable(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
-        """Log-probs of the next token, -inf where it may not be selected: float64 [prefixes, vocab]."""
-        return self._suppress(self.all_steps(prefixes)[:, -1], step=len(prefixes[0]))
 
     def hypothesis(
         self, tokens: tuple[int, ...], finish_reason: FinishReason, *, divisor: float
     ) -> ReferenceHypothesis:
         """Score an output anew from its teacher-forced log-probs; forced tokens count nothing."""
         chosen = (*tokens, self._model.config.eos_id) if finish_reason == "END_TOKEN" else tokens
-        steps = self.all_steps([chosen[:-1]])[0]
+        steps = self.all_steps(chosen[:-1])
         log_probs = tuple(float(steps[step, token]) for step, token in enumerate(chosen))
         best = []
         for step in range(len(chosen)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,14 +166,16 @@ def read_saved(path: Path) -> Any:
         CheckpointError: it cannot be read, or would have to run code.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols that torch.save itself does not write
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         what = f"asks for {asked.group(1)}, which may run code" if asked else "is no plain file of tensors"
         raise CheckpointError(f"{path}: {what}; wanted tensors only") from error
-    except OSError as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         # What the readers of damaged archives and pickles raise.
         raise CheckpointError(f"{path}: damaged: {_one_line(error)}") from error
 

@@ -33,7 +33,7 @@ from model.config import ConfigError, Positions, TiedEmbeddings, TransformerConf
 from model.importers.card import Naming, make_card
 from model.importers.settings import Settings
 from model.tokenizer import Kind, Part, Tokenizer, TokenizerConfig, TokenizerError
-from model.tokenizer.pieces import PieceSegmenter
+from model.tokenizer.pieces import PieceSegmenter, read_model
 from model.transformer import Transformer
 from model.weights import SAFETENSORS_SUFFIX, CheckpointError, Origin, copy_weights, read_saved, read_weights
 
@@ -201,20 +201,16 @@ def _pair(ours: str, prefix: str) -> dict[str, Origin]:
 
 def _tokenizer(path: Path, settings: Settings, config: TransformerConfig) -> Tokenizer:
     settings.only("source", "target", "source_template", "forced_template")
-    source = _beside(path, settings, "source")
-    target = _beside(path, settings, "target") if "target" in settings else None
     try:
         source_template = tuple(Part(part) for part in settings.texts("source_template", ("text", "eos")))
         forced_template = tuple(Part(part) for part in settings.texts("forced_template", ()))
-        segmenter = PieceSegmenter(
-            source.read_bytes(),
-            unk_id=config.unk_id,
-            target_model=None if target is None else target.read_bytes(),
-        )
-    except OSError as error:
-        raise CheckpointError(f"{error.filename}: {error.strerror}") from error
     except ValueError as error:
-        raise TokenizerError(f"{settings.where}: {error}") from error
+        raise CheckpointError(f"{settings.where}: {error}, wanted {', '.join(Part)}") from error
+    segmenter = PieceSegmenter(
+        _read_model(_beside(path, settings, "source")),
+        unk_id=config.unk_id,
+        target_model=_read_model(_beside(path, settings, "target")) if "target" in settings else None,
+    )
     special = {config.pad_id, config.start_id, config.eos_id}
     described = TokenizerConfig(
         kind=Kind.SENTENCEPIECE,
@@ -227,3 +223,14 @@ def _tokenizer(path: Path, settings: Settings, config: TransformerConfig) -> Tok
         special_ids=tuple(sorted(special)),
     )
     return Tokenizer(described, segmenter)
+
+
+def _read_model(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+        read_model(content)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    except TokenizerError as error:
+        raise TokenizerError(f"{path}: {error}") from error
+    return content
