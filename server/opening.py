@@ -12,7 +12,8 @@ from model.tokenizer import Tokenizer
 from server import log
 from server.config import ServeConfig
 from server.decoding.loop import DecodeLoop
-from server.exam.sitting import ExamError, Thresholds, sit_exam
+from server.exam.sitting import ExamError, sit_exam
+from server.exam.thresholds import Thresholds
 from server.metrics import Metrics, ModelMetrics
 from server.models import Limits, ModelState, ServedModel
 from server.resources import cpu_count
@@ -125,7 +126,8 @@ def _valid_exam(bundle: Bundle, *, runner: str, precision: str) -> tuple[Exam | 
         return None, f"{where}: the exam is stale, it was sat by another manifest; {hint}"
     passed = [exam for exam in current if exam.passed]
     if not passed:
-        return None, f"{where}: the exam was failed"
+        newest = max(current, key=lambda exam: exam.verify_time)
+        return None, f"{where}: the exam was failed: {'; '.join(newest.missed) or 'run `dragoman verify` to see why'}"
     return max(passed, key=lambda exam: exam.verify_time), ""
 
 
@@ -139,8 +141,7 @@ def _warm_up(model: ServedModel, bundle: Bundle) -> None:
         result = sit_exam(bundle, model.runner, sentences=_WARM_UP_SENTENCES)
     except (ExamError, BundleError) as error:
         raise NotServableError(f"{bundle.path}: warm-up exam: {error}") from error
-    if not result.passes(Thresholds.of_precision(model.runner.precision)):
-        raise NotServableError(
-            f"{bundle.path}: warm-up exam failed: token-exact rate {result.token_exact_rate:.3f}, "
-            f"largest log-prob difference {result.max_log_prob_difference:.1e}"
-        )
+    thresholds = Thresholds.for_warm_up(model.runner.precision, model.exam)
+    missed = [figure.complaint() for figure in result.judged(thresholds) if not figure.holds]
+    if missed:
+        raise NotServableError(f"{bundle.path}: warm-up exam failed: {'; '.join(missed)}")

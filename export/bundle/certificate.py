@@ -35,9 +35,11 @@ class Exam:
         chrf: chrF of the same.
         reference_bleu: sacreBLEU of the reference decoder against the same references.
         reference_chrf: chrF of the same.
+        bleu_losses: BLEU below the reference decoder's, by search; empty where there are no references.
         outside_files: figures measured on a file that is not in the bundle, with the file's sha256.
         tool_versions: what ran the exam.
         thresholds: what had to hold.
+        missed: what did not hold, each with what was measured and what was wanted.
     """
 
     manifest_sha256: str
@@ -55,9 +57,11 @@ class Exam:
     chrf: float | None = None
     reference_bleu: float | None = None
     reference_chrf: float | None = None
+    bleu_losses: dict[str, float] = field(default_factory=dict)
     outside_files: list[dict[str, Any]] = field(default_factory=list)
     tool_versions: dict[str, str] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
+    missed: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, fields: Fields) -> Exam:
@@ -82,9 +86,11 @@ class Exam:
             chrf=optional("chrf"),
             reference_bleu=optional("reference_bleu"),
             reference_chrf=optional("reference_chrf"),
+            bleu_losses=fields.number_map("bleu_losses") if fields.has("bleu_losses") else {},
             outside_files=_records(fields, "outside_files"),
             tool_versions=fields.text_map("tool_versions"),
             thresholds=fields.number_map("thresholds"),
+            missed=fields.texts("missed") if fields.has("missed") else (),
         )
 
 

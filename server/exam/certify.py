@@ -19,7 +19,9 @@ from export.runners.protocol import Runner
 from model.tokenizer import TokenizerError
 from server.exam.quality import Measured, measure
 from server.exam.report import report
-from server.exam.sitting import ExamError, Thresholds
+from server.exam.sitting import ExamError
+from server.exam.thresholds import Thresholds
+from server.exam.verdict import Verdict, judge
 from server.resources import cpu_count
 
 _TOOLS = ("dragoman", "numpy", "onnxruntime", "sacrebleu")
@@ -35,8 +37,8 @@ class Request:
         references: people's translations of the golden set, line by line; None: those it holds.
         out: certificate to write; None: the bundle's.
         threads: CPU threads; None: all this process may use.
-        min_exact_rate: least token-exact rate.
-        max_bleu_loss: most BLEU below the reference; None: not asked.
+        min_exact_rate: least token-exact rate; None: as ``Thresholds.of_precision`` says.
+        max_bleu_loss: most BLEU below the reference decoder's; None: likewise.
     """
 
     path: Path
@@ -44,7 +46,7 @@ class Request:
     references: Path | None = None
     out: Path | None = None
     threads: int | None = None
-    min_exact_rate: float = 1.0
+    min_exact_rate: float | None = None
     max_bleu_loss: float | None = None
 
 
@@ -61,8 +63,11 @@ def verify_bundle(request: Request) -> int:
     except (BundleError, ExamError, TokenizerError, OSError) as error:
         print(f"dragoman verify: {error}", file=sys.stderr)
         return 1
-    print(f"\n{'certified' if exam.passed else 'NOT certified'}: {certificate}")
-    return 0 if exam.passed else 1
+    if exam.passed:
+        print(f"\ncertified: {certificate}")
+        return 0
+    print(f"\ncertificate: {certificate}\nNOT certified: {'; '.join(exam.missed)}")
+    return 1
 
 
 def _certificate_path(request: Request) -> Path:
@@ -87,15 +92,27 @@ def _sit_and_report(bundle: Bundle, request: Request) -> Exam:
     runner = open_runner(bundle, threads=request.threads or cpu_count())
     print(f"bundle  {bundle.manifest.name}, digest {bundle.digest}")
     print(f"runner  {runner.name}, {runner.precision}, on {describe_device()}")
-    thresholds = Thresholds.of_precision(runner.precision, min_exact_rate=request.min_exact_rate)
-    outside = None
+    print(f"tools   {', '.join(f'{name} {version}' for name, version in _tool_versions().items())}")
+    measured = _measure_all(bundle, runner, request)
+    thresholds = Thresholds.of_precision(
+        runner.precision, min_exact_rate=request.min_exact_rate, max_bleu_loss=request.max_bleu_loss
+    )
+    verdict = judge(measured, thresholds, bleu_is_wanted=request.max_bleu_loss is not None)
+    for one, asked in zip(measured, verdict.asked, strict=True):
+        print(f"\n{one.title}: {one.result.sentences} sentences")
+        print("\n".join(report(one, asked)))
+    return make_exam(bundle, runner, measured=measured, verdict=verdict)
+
+
+def _measure_all(bundle: Bundle, runner: Runner, request: Request) -> list[Measured]:
+    """The bundle's own golden set, and the outside files where there are such; the runner is closed."""
     with tqdm(desc="exam", unit=" answers", leave=False, dynamic_ncols=True, disable=None) as progress:
 
         def on_answer() -> None:
             progress.update()
 
         try:
-            own = measure(bundle, runner, on_answer=on_answer)
+            measured = [measure(bundle, runner, on_answer=on_answer)]
             if request.golden or request.references:
                 outside = measure(
                     bundle,
@@ -104,61 +121,41 @@ def _sit_and_report(bundle: Bundle, request: Request) -> Exam:
                     references_file=request.references,
                     on_answer=on_answer,
                 )
+                measured.append(outside)
         finally:
             runner.close()
-    for title, measured in (("the bundle's golden set", own), ("outside files", outside)):
-        if measured is not None:
-            print(f"\n{title}: {measured.result.sentences} sentences")
-            print("\n".join(report(measured, thresholds, max_bleu_loss=request.max_bleu_loss)))
-    return make_exam(
-        bundle,
-        runner,
-        own=own,
-        outside=outside,
-        thresholds=thresholds,
-        max_bleu_loss=request.max_bleu_loss,
-    )
+    return measured
 
 
-def make_exam(
-    bundle: Bundle,
-    runner: Runner,
-    *,
-    own: Measured,
-    outside: Measured | None,
-    thresholds: Thresholds,
-    max_bleu_loss: float | None,
-) -> Exam:
+def make_exam(bundle: Bundle, runner: Runner, *, measured: list[Measured], verdict: Verdict) -> Exam:
     """The certificate's record.
 
     Args:
         bundle: what sat.
         runner: on what.
-        own: measured on the bundle's own golden set.
-        outside: measured on outside files, which enter as figures and digests only; None: there were none.
-        thresholds: what had to hold.
-        max_bleu_loss: most BLEU below the reference; None: not asked.
+        measured: on the bundle's own golden set, then on outside files, which enter as figures and digests only.
+        verdict: what was asked of it, and what was missed.
     """
-    result = own.result
+    own, *outside = measured
     beam = own.quality.get("beam")
-    asked = {**vars(thresholds), "max_bleu_loss": max_bleu_loss}
-    measured = [own] if outside is None else [own, outside]
     return Exam(
         manifest_sha256=bundle.digest,
         runner=runner.name,
         device=describe_device(),
         precision=runner.precision,
         verify_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        passed=all(one.passes(thresholds, max_bleu_loss=max_bleu_loss) for one in measured),
-        sentences=result.sentences,
-        token_exact_rate=result.token_exact_rate,
-        max_log_prob_difference=result.max_log_prob_difference,
-        max_score_difference=result.max_score_difference,
-        exceptions=[difference.record() for difference in result.exceptions],
+        passed=not verdict.missed,
+        sentences=own.result.sentences,
+        token_exact_rate=own.result.token_exact_rate,
+        max_log_prob_difference=own.result.max_log_prob_difference,
+        max_score_difference=own.result.max_score_difference,
+        exceptions=[difference.record() for difference in own.result.exceptions],
         **({} if beam is None else vars(beam)),
-        outside_files=[] if outside is None else [_outside_record(outside)],
+        bleu_losses={search: quality.bleu_loss for search, quality in own.quality.items()},
+        outside_files=[_outside_record(one) for one in outside],
         tool_versions=_tool_versions(),
-        thresholds={name: float(value) for name, value in asked.items() if value is not None},
+        thresholds=verdict.thresholds.record(),
+        missed=verdict.missed,
     )
 
 
@@ -171,7 +168,7 @@ def _outside_record(outside: Measured) -> dict[str, Any]:
         "max_log_prob_difference": result.max_log_prob_difference,
         "max_score_difference": result.max_score_difference,
         "exceptions": len(result.exceptions),
-        **{search: vars(quality) for search, quality in outside.quality.items()},
+        **{search: {**vars(one), "bleu_loss": one.bleu_loss} for search, one in outside.quality.items()},
     }
 
 

@@ -14,7 +14,8 @@ from export.bundle import Bundle, BundleError, GoldenSentence, read_golden
 from export.runners.protocol import Runner
 from model.tokenizer import Tokenizer
 from server.exam.grading import SearchName
-from server.exam.sitting import ExamResult, Thresholds, sit_exam
+from server.exam.sitting import ExamResult, sit_exam
+from server.exam.thresholds import Judged, Thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +39,28 @@ class Measured:
 
     Attributes:
         result: what the exam says.
+        references: sentences that come with a person's translation.
         quality: per search; empty where there are no references.
         digests: sha256 of the outside files it was measured on; empty where it was the bundle's own set alone.
     """
 
     result: ExamResult
+    references: int = 0
     quality: dict[SearchName, Quality] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
 
-    def passes(self, thresholds: Thresholds, *, max_bleu_loss: float | None) -> bool:
-        """Whether every threshold holds."""
-        lost = max((quality.bleu_loss for quality in self.quality.values()), default=0.0)
-        return self.result.passes(thresholds) and (max_bleu_loss is None or lost <= max_bleu_loss)
+    @property
+    def title(self) -> str:
+        """What it was measured on, for people."""
+        return "outside files" if self.digests else "the bundle's golden set"
+
+    def judged(self, thresholds: Thresholds) -> tuple[Judged, ...]:
+        """Every figure and what was asked of it."""
+        losses = (
+            Judged(f"BLEU loss of {search}", one.bleu_loss, most=thresholds.max_bleu_loss, option="--max-bleu-loss")
+            for search, one in self.quality.items()
+        )
+        return (*self.result.judged(thresholds), *losses)
 
 
 def measure(
@@ -83,7 +94,8 @@ def measure(
         digests["references_sha256"] = _sha256(references_file)
     result = sit_exam(bundle, runner, golden=golden, on_answer=on_answer)
     quality = _quality(golden, references, result, Tokenizer.load(bundle.tokenizer_path))
-    return Measured(result=result, quality=quality, digests=digests)
+    known = sum(reference is not None for reference in references)
+    return Measured(result=result, references=known, quality=quality, digests=digests)
 
 
 def _read_references(path: Path, *, wanted: int) -> list[str]:

@@ -16,38 +16,13 @@ from server.decoding.loop import DecodeLoop
 from server.decoding.sequence import Hypothesis, LengthPenalty, Outcome, Result, SearchOptions, Sequence
 from server.exam.grading import Difference, SearchName, golden_tokens, grade
 from server.exam.teacher_forcing import GivenOutput, teacher_forced
+from server.exam.thresholds import Judged, Thresholds
 
 ANSWERS_PER_SENTENCE = 3
-_MAX_LOG_PROB_DIFFERENCE = {"fp32": 1e-4}
-_MAX_SCORE_DIFFERENCE = {"fp32": 1e-3}
 
 
 class ExamError(RuntimeError):
     """The exam could not be sat: the runner failed, or what it said is not a number."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Thresholds:
-    """What must hold; None: not asked.
-
-    Attributes:
-        min_exact_rate: least token-exact rate.
-        max_log_prob_difference: most difference of a token's log-prob.
-        max_score_difference: most difference of an output's score.
-    """
-
-    min_exact_rate: float = 1.0
-    max_log_prob_difference: float | None = None
-    max_score_difference: float | None = None
-
-    @classmethod
-    def of_precision(cls, precision: str, *, min_exact_rate: float = 1.0) -> Thresholds:
-        """What a runner of this precision has to reach."""
-        return cls(
-            min_exact_rate=min_exact_rate,
-            max_log_prob_difference=_MAX_LOG_PROB_DIFFERENCE.get(precision),
-            max_score_difference=_MAX_SCORE_DIFFERENCE.get(precision),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +50,17 @@ class ExamResult:
     greedy: tuple[tuple[int, ...], ...]
     beam: tuple[tuple[int, ...], ...]
 
+    def judged(self, thresholds: Thresholds) -> tuple[Judged, ...]:
+        """Every figure and what was asked of it."""
+        return (
+            Judged("token-exact rate", self.token_exact_rate, least=thresholds.min_exact_rate, option="--min-exact"),
+            Judged("log-prob difference", self.max_log_prob_difference, most=thresholds.max_log_prob_difference),
+            Judged("score difference", self.max_score_difference, most=thresholds.max_score_difference),
+        )
+
     def passes(self, thresholds: Thresholds) -> bool:
         """Whether every threshold holds."""
-        return (
-            self.token_exact_rate >= thresholds.min_exact_rate
-            and _within(self.max_log_prob_difference, thresholds.max_log_prob_difference)
-            and _within(self.max_score_difference, thresholds.max_score_difference)
-        )
+        return all(figure.holds for figure in self.judged(thresholds))
 
 
 def sit_exam(
@@ -256,7 +235,3 @@ def _compare(
         greedy=tuple(hypothesis.tokens for hypothesis in alone),
         beam=tuple(hypothesis.tokens for hypothesis in beam),
     )
-
-
-def _within(measured: float, most: float | None) -> bool:
-    return most is None or measured <= most

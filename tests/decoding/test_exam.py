@@ -13,7 +13,8 @@ from export.bundle import Bundle, GoldenHypothesis, GoldenSentence
 from export.runners.protocol import Candidates, FloatArray, IntArray
 from server.decoding.sequence import FinishReason, Hypothesis
 from server.exam.grading import Difference, grade
-from server.exam.sitting import ANSWERS_PER_SENTENCE, ExamError, ExamResult, Thresholds, sit_exam
+from server.exam.sitting import ANSWERS_PER_SENTENCE, ExamError, ExamResult, sit_exam
+from server.exam.thresholds import Thresholds
 from tests.decoding.conftest import BEAM, VOCAB, GoldenMaker
 from tests.decoding.fake_runner import END, FakeRunner, Prefix, Rule, Source, random_rule
 

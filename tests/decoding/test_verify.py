@@ -78,12 +78,16 @@ def test_a_wrong_runner_is_not_certified(
     out = capsys.readouterr().out
     assert "NOT MET" in out
     assert "fault: sentence 1, greedy, token 1" in out
-    assert "NOT certified" in out
+    *_, certificate, conclusion = out.splitlines()
+    assert certificate == f"certificate: {bundle.path / 'certificate.json'}"
+    assert conclusion == f"NOT certified: {'; '.join(exam.missed)}"
+    exact, log_prob, *_ = exam.missed
+    assert exact == f"token-exact rate {exam.token_exact_rate:.3g}, wanted at least 1 (--min-exact)"
+    assert log_prob == f"log-prob difference {exam.max_log_prob_difference:.3g}, wanted at most 0.0001"
 
 
 def test_lower_demands_are_written_down(bundle: Bundle, use_runner: UseRunner) -> None:
     use_runner(random_rule(8, vocab=VOCAB), precision="int8")
-    assert verify(bundle.path, "--min-exact", 0) == 0
     assert verify(bundle.path, "--min-exact", 0, "--max-bleu-loss", 100) == 0
     assert verify(bundle.path, "--min-exact", 0, "--max-bleu-loss", -100) == 1
     (exam,) = bundle.certificate()
