@@ -42,8 +42,11 @@ class Difference:
 
     @property
     def excused(self) -> bool:
-        """Whether the reference itself was all but undecided."""
-        return self.gap is not None and self.gap < self.allowed
+        """Whether the reference itself was all but undecided.
+
+        A beam may pass over the better token of a step for the sake of the whole: that was decided, not a tie.
+        """
+        return self.gap is not None and abs(self.gap) < self.allowed
 
     def record(self) -> dict[str, Any]:
         """As the certificate lists it."""

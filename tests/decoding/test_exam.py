@@ -263,6 +263,15 @@ def test_scores_of_an_inexact_runner_excuse_nothing() -> None:
     assert not graded(-0.2, log_prob_error=1e-3).excused
 
 
+def test_a_token_that_the_references_beam_passed_over_is_not_excused() -> None:
+    golden = dataclasses.replace(golden_beam(-0.2), ids=(6,), log_probs=(-2.4, -0.1))
+    got = Hypothesis((5,), -0.9, FinishReason.END_TOKEN)
+    difference = grade(got, golden, sentence=1, search="beam", eos_id=END, log_prob_error=1e-6)
+    assert difference is not None
+    assert difference.gap == pytest.approx(-2.3)
+    assert not difference.excused
+
+
 def test_a_token_that_the_reference_did_not_rank_is_not_excused() -> None:
     got = Hypothesis((9,), -0.9, FinishReason.END_TOKEN)
     difference = grade(got, golden_beam(-0.2), sentence=1, search="greedy", eos_id=END, log_prob_error=0.0)
