@@ -149,6 +149,8 @@ def beam_search(model: Transformer, source: Sequence[int], options: ReferenceOpt
             cut = divisor(options.max_output_tokens)
             finished += [_Finished(one.total / cut, one.tokens, "MAX_TOKENS", cut) for one in running]
             finished = _best(finished, beam_size)
+    if not finished:  # forced from the first token to the last
+        finished = [_Finished(0.0, running[0].tokens, "MAX_TOKENS", divisor(options.max_output_tokens))]
     return [distribution.hypothesis(one.tokens, one.finish_reason, divisor=one.divisor) for one in finished]
 
 

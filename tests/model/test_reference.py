@@ -87,6 +87,12 @@ def test_forced_tokens_begin_every_output_and_add_only_length(make_model: Callab
     assert best.score == pytest.approx(sum(best.log_probs[2:]) / len(best.log_probs), abs=1e-5)
 
 
+def test_an_output_may_be_forced_from_end_to_end(make_model: Callable[..., Transformer]) -> None:
+    options = ReferenceOptions(beam_size=2, max_output_tokens=3, forced_tokens=(2, 7), forced_end=True)
+    (found,) = beam_search(make_model(seed=5), SOURCES[0], options)
+    assert (found.tokens, found.finish_reason, found.score) == ((2, 7), "MAX_TOKENS", 0.0)
+
+
 def test_a_forced_end_takes_the_last_place(make_model: Callable[..., Transformer]) -> None:
     model = make_model(seed=6)
     with torch.no_grad():
