@@ -5,9 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from export.bundle import Bundle, GoldenSentence, Manifest
+    from export.golden import Question
+    from export.quantisation.ranges import ActivationRange
+    from model.checkpoint import Checkpoint
 
 TARGETS = ("cpu", "cuda", "tensorrt")
 PRECISIONS = ("fp32", "int8", "fp16", "bf16")
+_BUILT = (("cpu", "fp32"), ("cpu", "int8"))
 CHECKPOINT_GOLDEN_FILE = "golden.tsv"
 
 
@@ -33,6 +43,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="sentences of the bundle's exam: lines of source or source<TAB>reference, or .jsonl with source and "
         f"reference (default: CHECKPOINT/{CHECKPOINT_GOLDEN_FILE}, else a built-in multilingual set)",
     )
+    export.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="sentences, as of --golden, from which the ranges of int8 are measured: a few hundred of the text to be "
+        "translated (default: the exam's own)",
+    )
     for limit, what in (("source", "one source, end token counted"), ("output", "one output, end token not counted")):
         export.add_argument(
             f"--max-{limit}-tokens",
@@ -45,41 +62,81 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run_export(arguments: argparse.Namespace) -> int:
     """Export a checkpoint; returns the exit code."""
-    if (arguments.target, arguments.precision) != ("cpu", "fp32"):
-        print(
-            f"dragoman export: --target {arguments.target} --precision {arguments.precision} is not built yet; "
-            "this release exports --target cpu --precision fp32",
-            file=sys.stderr,
-        )
+    if complaint := _usage_complaint(arguments):
+        print(f"dragoman export: {complaint}", file=sys.stderr)
         return 2
-    from tqdm import tqdm
-
-    from export.bundle import BundleError, check_destination
+    from export.bundle import BundleError
     from export.errors import ExportError
-    from export.exporter import export_bundle, plan_manifest
-    from export.golden import answer, default_questions, read_questions
-    from model.checkpoint import CheckpointError, load_checkpoint
+    from model.checkpoint import CheckpointError
     from model.tokenizer import TokenizerError
 
     try:
-        check_destination(arguments.out)
-        checkpoint = load_checkpoint(arguments.checkpoint)
-        manifest = plan_manifest(
-            checkpoint,
-            max_source_tokens=arguments.max_source_tokens,
-            max_output_tokens=arguments.max_output_tokens,
-        )
-        own = arguments.checkpoint / CHECKPOINT_GOLDEN_FILE
-        if arguments.golden or own.is_file():
-            questions = read_questions(arguments.golden or own)
-        else:
-            questions = default_questions(checkpoint, max_source_tokens=manifest.max_source_tokens)
-        progress = tqdm(questions, desc="golden", unit="sentence", dynamic_ncols=True)
-        golden = answer(checkpoint, progress, max_source_tokens=manifest.max_source_tokens, decoding=manifest.decoding)
-        bundle = export_bundle(checkpoint, arguments.out, manifest=manifest, golden=golden)
+        bundle = _export(arguments)
     except (BundleError, CheckpointError, ExportError, TokenizerError, OSError) as error:
         print(f"dragoman export: {error}", file=sys.stderr)
         return 1
     size = sum((bundle.path / name).stat().st_size for name in bundle.manifest.files)
-    print(f"{bundle.path}: {manifest.architecture}, {size / 2**20:.1f} MiB, digest {bundle.digest}")
+    architecture = f"{bundle.manifest.architecture}, {arguments.precision}"
+    print(f"{bundle.path}: {architecture}, {size / 2**20:.1f} MiB, digest {bundle.digest}")
     return 0
+
+
+def _usage_complaint(arguments: argparse.Namespace) -> str:
+    if (arguments.target, arguments.precision) not in _BUILT:
+        built = " or ".join(f"--target {target} --precision {precision}" for target, precision in _BUILT)
+        asked = f"--target {arguments.target} --precision {arguments.precision}"
+        return f"{asked} is not built yet; this release exports {built}"
+    if arguments.calibration and arguments.precision != "int8":
+        return f"--calibration: got it with --precision {arguments.precision}, wanted --precision int8"
+    return ""
+
+
+def _export(arguments: argparse.Namespace) -> Bundle:
+    """Read the checkpoint, let the reference answer the exam, calibrate where that is wanted, write the bundle."""
+    from tqdm import tqdm
+
+    from export.bundle import check_destination
+    from export.exporter import export_bundle, plan_manifest
+    from export.golden import answer, default_questions, read_questions
+    from model.checkpoint import load_checkpoint
+
+    check_destination(arguments.out)
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    manifest = plan_manifest(
+        checkpoint,
+        precision=arguments.precision,
+        max_source_tokens=arguments.max_source_tokens,
+        max_output_tokens=arguments.max_output_tokens,
+    )
+    limit = manifest.max_source_tokens
+    own = arguments.checkpoint / CHECKPOINT_GOLDEN_FILE
+    if arguments.golden or own.is_file():
+        questions = read_questions(arguments.golden or own)
+    else:
+        questions = default_questions(checkpoint, max_source_tokens=limit)
+    calibration = read_questions(arguments.calibration) if arguments.calibration else None
+    progress = tqdm(questions, desc="golden", unit="sentence", dynamic_ncols=True)
+    golden = list(answer(checkpoint, progress, max_source_tokens=limit, decoding=manifest.decoding))
+    ranges = _calibrate(checkpoint, manifest, calibration, golden) if arguments.precision == "int8" else None
+    return export_bundle(checkpoint, arguments.out, manifest=manifest, golden=golden, ranges=ranges)
+
+
+def _calibrate(
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    questions: Sequence[Question] | None,
+    golden: Sequence[GoldenSentence],
+) -> Mapping[str, ActivationRange]:
+    """Measure ranges on the reference's own greedy outputs; no questions: on those of the exam."""
+    from tqdm import tqdm
+
+    from export.golden import greedy_outputs, one_thread
+    from export.quantisation.calibration import calibrate
+
+    sentences = [(sentence.source_ids, sentence.greedy.ids) for sentence in golden]
+    if questions is not None:
+        progress = tqdm(questions, desc="calibration", unit="sentence", dynamic_ncols=True)
+        limit = manifest.max_source_tokens
+        sentences = [*greedy_outputs(checkpoint, progress, max_source_tokens=limit, decoding=manifest.decoding)]
+    with tqdm(desc="ranges", total=2 * len(sentences), unit="sentence", dynamic_ncols=True) as bar, one_thread():
+        return calibrate(checkpoint.model, sentences, on_sentence=bar.update)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -27,21 +27,30 @@ from export.bundle import (
 from export.bundle.fields import Fields
 from export.errors import ExportError
 from export.graphs.description import describe, dimensions_of
+from export.graphs.linear import FloatLinear, Int8Linear
 from export.graphs.ort import FLAVOUR, write_graphs
-from model.checkpoint import Checkpoint, unique_parameters
+from export.quantisation.ranges import ActivationRange
+from model.checkpoint import Checkpoint
+from model.weights import unique_parameters
 
+Precision = Literal["fp32", "int8"]
 LARGEST_DEFAULT_LIMIT = 512
 # What the attention operator of the ``ort`` flavour asks of a head.
 _HEAD_DIM_MULTIPLE = 8
 
 
 def plan_manifest(
-    checkpoint: Checkpoint, *, max_source_tokens: int | None = None, max_output_tokens: int | None = None
+    checkpoint: Checkpoint,
+    *,
+    precision: Precision = "fp32",
+    max_source_tokens: int | None = None,
+    max_output_tokens: int | None = None,
 ) -> Manifest:
     """What the bundle of a checkpoint will say of itself, its files still unknown.
 
     Args:
         checkpoint: the model to export.
+        precision: of the matrix products.
         max_source_tokens: most tokens of one source, end token counted; None: as many as the model has positions,
             512 at most.
         max_output_tokens: most tokens of one output, end token not counted; None: likewise.
@@ -71,7 +80,7 @@ def plan_manifest(
         max_source_tokens=source_limit,
         max_output_tokens=output_limit,
         parameter_count=sum(tensor.numel() for tensor in unique_parameters(model).values()),
-        graphs={"cpu": f"{FLAVOUR}-fp32"},
+        graphs={"cpu": f"{FLAVOUR}-{precision}"},
         files={},
         tool_versions=_tool_versions(),
         language_aliases=dict(checkpoint.tokenizer.language_aliases),
@@ -79,7 +88,14 @@ def plan_manifest(
     )
 
 
-def export_bundle(checkpoint: Checkpoint, out: Path, *, manifest: Manifest, golden: Iterable[GoldenSentence]) -> Bundle:
+def export_bundle(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    manifest: Manifest,
+    golden: Iterable[GoldenSentence],
+    ranges: Mapping[str, ActivationRange] | None = None,
+) -> Bundle:
     """Write a checkpoint as a bundle, in one move.
 
     Args:
@@ -87,9 +103,11 @@ def export_bundle(checkpoint: Checkpoint, out: Path, *, manifest: Manifest, gold
         out: directory to write; a bundle that is there is replaced.
         manifest: as ``plan_manifest`` made it.
         golden: the exam that the bundle carries.
+        ranges: what ``calibrate`` found, for graphs in int8.
 
     Raises:
         BundleError: ``out`` holds something that is no bundle.
+        ExportError: a layer of int8 graphs has no range, or weights that no scale fits.
     """
     positions = max(manifest.max_source_tokens, manifest.max_output_tokens)
 
@@ -97,8 +115,9 @@ def export_bundle(checkpoint: Checkpoint, out: Path, *, manifest: Manifest, gold
         write_golden(folder / GOLDEN_FILE, golden)
         checkpoint.tokenizer.save(folder / TOKENIZER_FOLDER)
         description = describe(checkpoint.model, positions=positions)
-        for flavour in set(manifest.graphs.values()):
-            write_graphs(description, folder / GRAPHS_FOLDER / flavour)
+        for target, flavour in manifest.graphs.items():
+            linear = Int8Linear(ranges or {}) if manifest.precision(target) == "int8" else FloatLinear()
+            write_graphs(description, folder / GRAPHS_FOLDER / flavour, linear=linear)
 
     return write_bundle(out, manifest=manifest, fill=fill)
 

@@ -14,7 +14,6 @@ from export.bundle.fields import Fields
 from export.errors import ExportError
 from model.checkpoint import Checkpoint
 from model.reference import LengthPenaltyType, ReferenceHypothesis, ReferenceOptions, beam_search, greedy_search
-from model.transformer import Transformer
 
 BEAM_SIZE = 4
 _DEFAULT_FILE = Path(__file__).with_name("golden.txt")
@@ -100,25 +99,14 @@ def answer(
         ExportError: a source is too long, or its languages are not the model's.
     """
     for question in questions:
-        source_ids = _encode(checkpoint, question)
-        if len(source_ids) > max_source_tokens:
-            raise _fault(question, f"got {len(source_ids)} tokens, wanted at most {max_source_tokens}")
-        target_language = _language("target", question.target_language, question, checkpoint.card.target_languages)
-        forced_ids = checkpoint.tokenizer.forced_tokens(target_language)
-        # A model that does not know the language may never end: the exam needs no more of that than this.
-        most = min(decoding.max_output_tokens, 3 * len(source_ids) + 16)
-        options = BeamOptions(
-            beam_size=BEAM_SIZE,
-            length_penalty=decoding.length_penalty,
-            length_penalty_type=decoding.length_penalty_type,
-            max_output_tokens=most,
-            early_stopping=decoding.early_stopping,
-            forced_end=decoding.forced_end,
-        )
-        greedy, beam = _translate(checkpoint.model, source_ids, options, forced_ids=forced_ids)
+        source_ids, options, forced_ids = _ask(checkpoint, question, max_source_tokens, decoding)
+        rules = _rules(options, forced_ids)
+        with one_thread():
+            greedy = greedy_search(checkpoint.model, source_ids, rules)
+            beam = beam_search(checkpoint.model, source_ids, rules)[0]
         yield GoldenSentence(
             source=question.source,
-            source_ids=tuple(source_ids),
+            source_ids=source_ids,
             forced_ids=forced_ids,
             reference=question.reference,
             greedy=_golden(greedy),
@@ -127,12 +115,44 @@ def answer(
         )
 
 
-def _translate(
-    model: Transformer, source_ids: list[int], options: BeamOptions, *, forced_ids: tuple[int, ...]
-) -> tuple[ReferenceHypothesis, ReferenceHypothesis]:
-    """The reference's greedy output and the best of its beam."""
+def greedy_outputs(
+    checkpoint: Checkpoint, questions: Iterable[Question], *, max_source_tokens: int, decoding: DecodingDefaults
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Translate each question by the reference decoder, greedily; arguments and errors as of ``answer``.
+
+    Yields:
+        Token ids of the source, end token included, and of the output, end token excluded.
+    """
+    for question in questions:
+        source_ids, options, forced_ids = _ask(checkpoint, question, max_source_tokens, decoding)
+        with one_thread():
+            found = greedy_search(checkpoint.model, source_ids, _rules(options, forced_ids))
+        yield source_ids, found.tokens
+
+
+def _ask(
+    checkpoint: Checkpoint, question: Question, max_source_tokens: int, decoding: DecodingDefaults
+) -> tuple[tuple[int, ...], BeamOptions, tuple[int, ...]]:
+    """Source ids of a question, how to search, and the tokens that every output begins with."""
+    source_ids = _encode(checkpoint, question)
+    if len(source_ids) > max_source_tokens:
+        raise _fault(question, f"got {len(source_ids)} tokens, wanted at most {max_source_tokens}")
+    target_language = _language("target", question.target_language, question, checkpoint.card.target_languages)
+    options = BeamOptions(
+        beam_size=BEAM_SIZE,
+        length_penalty=decoding.length_penalty,
+        length_penalty_type=decoding.length_penalty_type,
+        # A model that does not know the language may never end: the exam needs no more of that than this.
+        max_output_tokens=min(decoding.max_output_tokens, 3 * len(source_ids) + 16),
+        early_stopping=decoding.early_stopping,
+        forced_end=decoding.forced_end,
+    )
+    return tuple(source_ids), options, checkpoint.tokenizer.forced_tokens(target_language)
+
+
+def _rules(options: BeamOptions, forced_ids: tuple[int, ...]) -> ReferenceOptions:
     kind: LengthPenaltyType = "GNMT" if options.length_penalty_type == "GNMT" else "POWER"
-    rules = ReferenceOptions(
+    return ReferenceOptions(
         max_output_tokens=options.max_output_tokens,
         beam_size=options.beam_size,
         length_penalty=options.length_penalty,
@@ -141,10 +161,6 @@ def _translate(
         forced_tokens=forced_ids,
         forced_end=options.forced_end,
     )
-    with _one_thread():
-        greedy = greedy_search(model, source_ids, rules)
-        beam = beam_search(model, source_ids, rules)
-    return greedy, beam[0]
 
 
 def _encode(checkpoint: Checkpoint, question: Question) -> list[int]:
@@ -171,7 +187,7 @@ def _fault(question: Question, what: str) -> ExportError:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Run PyTorch on one thread: the same sums on every machine, and no waiting over matrices of a few rows."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

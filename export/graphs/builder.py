@@ -74,6 +74,13 @@ class GraphBuilder:
             self._initializers[name] = self._weights.add(name, smallest_lossless(values))
         return name
 
+    def packed_weight(self, name: str, values: NDArray[Any]) -> str:
+        """A weight in exactly the dtype it comes in."""
+        assert self._weights is not None, "this graph has no weight file"
+        if name not in self._initializers:
+            self._initializers[name] = self._weights.add(name, values)
+        return name
+
     def save(self, path: Path) -> None:
         """Write the graph; the same graph always gives the same bytes."""
         graph = helper.make_graph(

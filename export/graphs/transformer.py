@@ -1,4 +1,4 @@
-"""Encoder and step graphs, from one description of the model and one way to compute attention.
+"""Encoder and step graphs, from one description of the model, one way to compute attention and one matrix products.
 
 Source: Vaswani et al. 2017, "Attention Is All You Need"; pre-norm after Xiong et al. 2020.
 """
@@ -15,15 +15,16 @@ from export.contract import encoder_contract, step_contract
 from export.graphs.attention import OrtEncoderAttention, OrtStepAttention
 from export.graphs.builder import MICROSOFT, GraphBuilder
 from export.graphs.description import Attention, EmbeddingTables, Layer, Linear, ModelDescription, Norm
+from export.graphs.linear import LinearEmitter
 from export.graphs.weight_file import WeightFile
 from model.config import Activation
 
 
-def build_encoder(model: ModelDescription, weights: WeightFile) -> GraphBuilder:
+def build_encoder(model: ModelDescription, weights: WeightFile, linear: LinearEmitter) -> GraphBuilder:
     """The encoder, ending in every decoder layer's cross-attention keys and values."""
     dims = model.dims
     graph = GraphBuilder("encoder", contract=encoder_contract(dims), weights=weights)
-    emit = _Emitter(graph, model)
+    emit = _Emitter(graph, model, linear)
     attention = OrtEncoderAttention(graph, dims)
     src_len = graph.op("Shape", "tokens", start=1, end=2)
     places = graph.op("Range", graph.constant(0), graph.op("Squeeze", src_len), graph.constant(1))
@@ -44,11 +45,11 @@ def build_encoder(model: ModelDescription, weights: WeightFile) -> GraphBuilder:
     return graph
 
 
-def build_step(model: ModelDescription, weights: WeightFile) -> GraphBuilder:
+def build_step(model: ModelDescription, weights: WeightFile, linear: LinearEmitter) -> GraphBuilder:
     """One decoder step of every row, ending at the logits."""
     dims = model.dims
     graph = GraphBuilder("step", contract=step_contract(dims), weights=weights)
-    emit = _Emitter(graph, model)
+    emit = _Emitter(graph, model, linear)
     attention = OrtStepAttention(graph, dims)
     x = emit.embed("target", model.target, tokens="tokens", positions="positions")
     for number, layer in enumerate(model.decoder):
@@ -69,8 +70,9 @@ def build_step(model: ModelDescription, weights: WeightFile) -> GraphBuilder:
 class _Emitter:
     """Writes the parts that encoder and decoder have in common; values are [positions, d_model]."""
 
-    def __init__(self, graph: GraphBuilder, model: ModelDescription) -> None:
+    def __init__(self, graph: GraphBuilder, model: ModelDescription, linear: LinearEmitter) -> None:
         self._graph = graph
+        self._linear = linear
         self._pre_norm = model.pre_norm
         self._activation = model.activation
 
@@ -85,10 +87,7 @@ class _Emitter:
 
     def linear(self, name: str, x: str, linear: Linear, *, result: str | None = None) -> str:
         """Matrix product and bias."""
-        inputs = [x, self._graph.weight(f"{name}.weight", linear.weight)]
-        if linear.bias is not None:
-            inputs.append(self._graph.weight(f"{name}.bias", linear.bias))
-        return self._graph.op("Gemm", *inputs, output=result, transB=1)
+        return self._linear.emit(self._graph, name, x, linear, result=result)
 
     def self_attention(self, name: str, x: str, layer: Layer, *, attend: Callable[[str], str]) -> str:
         """The self-attention sub-layer with its residual."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from export.bundle import Bundle
+from export.exporter import Precision
 from export.runners.ort_cpu import OrtCpuRunner
 from model.transformer import Transformer
 from tests.export.tiny import export_model, random_model
@@ -20,8 +21,8 @@ def open_runner(tmp_path: Path) -> Iterator[Callable[..., OrtCpuRunner]]:
     numbers = itertools.count()
     opened = []
 
-    def open_one(model: Transformer, *, threads: int = 1, **limits: int) -> OrtCpuRunner:
-        bundle = export_model(model, tmp_path / f"bundle-{next(numbers)}")
+    def open_one(model: Transformer, *, threads: int = 1, precision: Precision = "fp32", **limits: int) -> OrtCpuRunner:
+        bundle = export_model(model, tmp_path / f"bundle-{next(numbers)}", precision=precision)
         opened.append(OrtCpuRunner.open(bundle, threads=threads, **limits))
         return opened[-1]
 

@@ -85,6 +85,22 @@ def test_exporting_twice_gives_the_same_digest_and_replaces_the_bundle(checkpoin
     assert len(digests) == 1
 
 
+def test_int8_is_calibrated_on_the_exam_or_on_a_file(checkpoint: Path, tmp_path: Path) -> None:
+    sentences = tmp_path / "sentences.txt"
+    sentences.write_text("\n".join(SENTENCES), encoding="utf-8")
+    digests = set()
+    for name, flags in (("own", ()), ("again", ()), ("other", ("--calibration", sentences))):
+        assert run(checkpoint, "--out", tmp_path / name, "--precision", "int8", *flags) == 0
+        bundle = Bundle.open(tmp_path / name)
+        assert bundle.manifest.precision("cpu") == "int8"
+        assert OrtCpuRunner.open(bundle, threads=1).precision == "int8"
+        digests.add(bundle.digest)
+    assert len(digests) == 2, "the same ranges twice, others from another file"
+    assert run(checkpoint, "--out", tmp_path / "fp32") == 0
+    goldens = {Bundle.open(tmp_path / name).manifest.files["golden.jsonl"] for name in ("own", "other", "fp32")}
+    assert len(goldens) == 1, "the exam is the reference's, whatever is examined"
+
+
 def test_limits_may_be_lowered(checkpoint: Path, tmp_path: Path) -> None:
     limits = ("--max-source-tokens", "30", "--max-output-tokens", "7")
     assert run(checkpoint, "--out", tmp_path / "bundle", *limits) == 0
@@ -96,7 +112,10 @@ def test_limits_may_be_lowered(checkpoint: Path, tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (("--target", "tensorrt"), 2, "--target tensorrt --precision fp32 is not built yet"),
-        (("--precision", "int8"), 2, "--target cpu --precision int8 is not built yet"),
+        (("--precision", "fp16"), 2, "--target cpu --precision fp16 is not built yet; this release exports"),
+        (("--precision", "bf16"), 2, "--target cpu --precision fp32 or --target cpu --precision int8"),
+        (("--calibration", "some.txt"), 2, "--calibration: got it with --precision fp32, wanted --precision int8"),
+        (("--precision", "int8", "--calibration", "nowhere.txt"), 1, "nowhere.txt: No such file"),
         (("--golden", "nowhere.tsv"), 1, "nowhere.tsv: No such file"),
         (("--max-source-tokens", "41"), 1, "max_source_tokens: got 41, wanted 1 to max_positions = 40"),
         (("--max-source-tokens", "3"), 1, "wanted at most 3"),

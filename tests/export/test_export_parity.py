@@ -98,13 +98,14 @@ def test_tokens_left_out_of_the_softmax_get_no_share_of_it(open_runner: Open) ->
     assert runner.argmax().tolist() == ids[:1].tolist()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("sizes", [{}, {"d_model": 256, "heads": 4, "ffn_dim": 512, "max_positions": 96}], ids=str)
 def test_a_row_is_the_same_to_the_bit_whatever_its_neighbours(
-    sizes: dict[str, int], threads: int, open_runner: Open
+    sizes: dict[str, int], threads: int, precision: str, open_runner: Open
 ) -> None:
     model = random_model(**sizes)
-    runner = open_runner(model, threads=threads)
+    runner = open_runner(model, threads=threads, precision=precision)
     longest = runner.limits.max_source_tokens
     source = sources_of([11], vocab=301, seed=8)[0]
     tokens = [START, 17, 200, 5]

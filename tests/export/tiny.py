@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from export.bundle import Bundle, GoldenSentence
-from export.exporter import export_bundle, plan_manifest
+from export.exporter import Precision, export_bundle, plan_manifest
+from export.quantisation.calibration import calibrate
+from export.quantisation.ranges import ActivationRange
 from export.runners.protocol import IntArray
 from model.checkpoint import Checkpoint, ModelCard
 from model.config import TransformerConfig
@@ -71,7 +73,21 @@ def padded(sources: list[IntArray], *, to: int | None = None) -> tuple[IntArray,
     return array, lengths
 
 
-def export_model(model: Transformer, out: Path, *, golden: Iterable[GoldenSentence] = ()) -> Bundle:
+def ranges_of(model: Transformer) -> dict[str, ActivationRange]:
+    """Calibrated on random sentences, of the vocabulary and of the lengths that tests ask for."""
+    vocab = min(model.config.source_vocab_size, model.config.target_vocab_size)
+    longest = model.config.max_positions
+    sources = sources_of([1, 3, 8, 15, longest], vocab=vocab, seed=71)
+    outputs = sources_of([9, 1, 20, 12, longest], vocab=vocab, seed=72)
+    pairs = zip(sources, outputs, strict=True)
+    return calibrate(model, [(source.tolist(), output[:-1].tolist()) for source, output in pairs])
+
+
+def export_model(
+    model: Transformer, out: Path, *, golden: Iterable[GoldenSentence] = (), precision: Precision = "fp32"
+) -> Bundle:
     """The bundle of a model that has no tokenizer."""
     checkpoint = Checkpoint(model, cast(Tokenizer, NoTokenizer()), CARD)
-    return export_bundle(checkpoint, out, manifest=plan_manifest(checkpoint), golden=golden)
+    manifest = plan_manifest(checkpoint, precision=precision)
+    ranges = ranges_of(model) if precision == "int8" else None
+    return export_bundle(checkpoint, out, manifest=manifest, golden=golden, ranges=ranges)

@@ -1,0 +1,1 @@
+"""Quantisation to 8 bits: ranges of activations from calibration sentences, and weights per output channel."""
