@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 import math
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from model.importers.tokenizer_files import TOKENIZER_JSON, pieces_by_id, read_vocab
 from model.tokenizer import TokenizerError
-from model.tokenizer.pieces import SPACE, read_model
+from model.tokenizer.pieces import SPACE, read_model_file
 from model.tokenizer.reading import brief, check_text, read_bytes, read_object
 
 _PROTO: Any = sentencepiece_model_pb2  # generated, without types
@@ -79,7 +80,10 @@ def read_byte_pairs(directory: Path) -> Subwords:
     """
     path = directory / TOKENIZER_JSON
     if path.exists():
-        kind = (read_object(path).get("pre_tokenizer") or {}).get("type")
+        pre_tokenizer = read_object(path).get("pre_tokenizer")
+        if not isinstance(pre_tokenizer, dict):
+            raise TokenizerError(f"{path}: pre_tokenizer: got {brief(pre_tokenizer)}, wanted an object")
+        kind = pre_tokenizer.get("type")
         if kind != "ByteLevel":
             raise TokenizerError(f"{path}: pre_tokenizer: got {brief(kind)}, wanted 'ByteLevel'")
         return read_tokenizer_json(path, model_type="BPE")
@@ -189,12 +193,10 @@ def _unigram_model(subwords: Subwords, special_ids: Collection[int], *, unk: str
 
 
 def _read_sentencepiece(path: Path, *, model_type: ModelType, first: list[str]) -> Subwords:
-    content = read_bytes(path)
     proto = _PROTO.ModelProto()
     try:
-        read_model(content)
-        proto.ParseFromString(content)
-    except (TokenizerError, DecodeError) as error:
+        proto.ParseFromString(read_model_file(path))
+    except DecodeError as error:
         raise TokenizerError(f"{path}: not a SentencePiece model") from error
     got = {1: "Unigram", 2: "BPE"}.get(proto.trainer_spec.model_type)
     if got != model_type:
@@ -267,6 +269,7 @@ def _checked_scores(vocab: object, *, where: str) -> tuple[tuple[str, ...], tupl
             raise TokenizerError(f"{where}: got {brief(entry)}, wanted a piece and its score")
     pieces = tuple(entry[0] for entry in vocab)
     check_text(pieces, where=where)
-    if len(set(pieces)) != len(pieces):
-        raise TokenizerError(f"{where}: got a piece twice, wanted each once")
+    for piece, count in Counter(pieces).items():
+        if count > 1:
+            raise TokenizerError(f"{where}: got {brief(piece)} twice, wanted each piece once")
     return pieces, tuple(float(entry[1]) for entry in vocab)

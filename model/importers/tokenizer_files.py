@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from model.tokenizer import TokenizerError
-from model.tokenizer.reading import brief, check_text, is_id, read_object
+from model.tokenizer.reading import brief, check_text, flag_of, is_id, read_object
 
 TOKENIZER_JSON = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 _SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 _ADDED_TOKENS = "added_tokens.json"
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
+_CLEAN_UP = "clean_up_tokenization_spaces"
+_CLEAN_UP_BPE = f"{_CLEAN_UP}_for_bpe_even_though_it_will_corrupt_output"
 _DEFAULTS = {
     "bos": "<s>",
     "eos": "</s>",
@@ -67,20 +69,35 @@ class SpecialTokens:
         tokens = (*self.names.values(), *self.listed, *self.added)
         return {token_id for token in tokens if (token_id := vocab.get(token, self.added.get(token))) is not None}
 
-    def check(self, vocab: Mapping[str, int], *, languages: Iterable[str] = ()) -> None:
-        """Hold that the added tokens fit a vocabulary and that none of them is text.
+    def check(self, vocab: Mapping[str, int], *, languages: Mapping[str, int]) -> None:
+        """Hold that languages and added tokens fit a vocabulary and that none of them is text.
 
         Raises:
             TokenizerError: an id is taken by another token, or a token is neither special nor a language.
         """
         taken = {token_id: token for token, token_id in vocab.items()}
-        for token, token_id in self.added.items():
+        for token, token_id in {**self.added, **languages}.items():
             other = taken.setdefault(token_id, token)
             if other != token:
-                got = f"id {token_id} for {brief(token)} and {brief(other)}"
+                got = f"id {token_id} for {brief(other)} and {brief(token)}"
                 raise TokenizerError(f"{self.where}: added tokens: got {got}, wanted one token for each id")
         for token in set(self.plain) - {*self.names.values(), *self.listed, *languages}:
             raise TokenizerError(f"{self.where}: added tokens: got {brief(token)} as text, wanted special tokens only")
+
+    def refuse_sampling(self) -> None:
+        """Hold that SentencePiece is not asked to draw its pieces at random.
+
+        Raises:
+            TokenizerError: it is given options.
+        """
+        options = self.settings.get("sp_model_kwargs")
+        if options:
+            raise TokenizerError(f"{self.where}: sp_model_kwargs: got {brief(options)}, wanted none")
+
+    def cleans_up(self, *, bpe: bool) -> bool:
+        """Whether transformers closes up blanks in outputs; of BPE it does so only where a second setting insists."""
+        wanted = flag_of(self.settings, _CLEAN_UP, where=self.where)
+        return wanted and (not bpe or flag_of(self.settings, _CLEAN_UP_BPE, where=self.where))
 
 
 def read_special_tokens(directory: Path, *, roles: Iterable[str], classes: Collection[str]) -> SpecialTokens:

@@ -24,8 +24,8 @@ from model.importers.pipelines import (
 from model.importers.tokenizer_files import ROLES, TOKENIZER_JSON, SpecialTokens, read_special_tokens, read_vocab
 from model.tokenizer import Kind, Part, Tokenizer, TokenizerConfig, TokenizerError
 from model.tokenizer.fast import FastSegmenter
-from model.tokenizer.pieces import PieceSegmenter, read_model
-from model.tokenizer.reading import brief, flag_of, read_bytes
+from model.tokenizer.pieces import PieceSegmenter, read_model_file
+from model.tokenizer.reading import brief, flag_of
 
 _SOURCE_SPM, _TARGET_SPM = "source.spm", "target.spm"
 _VOCAB, _TARGET_VOCAB = "vocab.json", "target_vocab.json"
@@ -34,8 +34,6 @@ _NLLB_CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")
 _MBART_CODE = re.compile(r"[a-z]{2,3}_[A-Z]{2}")
 _M2M100_CODE = re.compile(r"__[a-z]{2,3}(?:_[A-Za-z]+)?__")
 _BART_CLASSES = ("BartTokenizer", "BartTokenizerFast", "RobertaTokenizer", "RobertaTokenizerFast")
-_CLEAN_UP = "clean_up_tokenization_spaces"
-_CLEAN_UP_BPE = f"{_CLEAN_UP}_for_bpe_even_though_it_will_corrupt_output"
 
 
 def marian_tokenizer(directory: Path) -> Tokenizer:
@@ -51,14 +49,14 @@ def marian_tokenizer(directory: Path) -> Tokenizer:
         TokenizerError: a file is missing or broken, or the vocabularies do not fit each other.
     """
     special = read_special_tokens(directory, roles=("eos", "unk", "pad"), classes=("MarianTokenizer",))
-    _refuse_sampling(special)
+    special.refuse_sampling()
     separate = flag_of(special.settings, "separate_vocabs", where=special.where)
     pieces = read_vocab(directory / _VOCAB)
     vocab = _ids(pieces)
     target_pieces = read_vocab(directory / _TARGET_VOCAB) if separate else pieces
     target_vocab = _ids(target_pieces)
     # With one vocabulary transformers joins outputs with the source's model, from which the target's may differ.
-    target_model = _read_spm(directory / _TARGET_SPM) if separate or (directory / _TARGET_SPM).exists() else None
+    target_model = read_model_file(directory / _TARGET_SPM) if separate or (directory / _TARGET_SPM).exists() else None
     languages = {piece: token for piece, token in vocab.items() if _MARIAN_CODE.fullmatch(piece)}
     special.check(vocab, languages=languages)
     eos_id = special.id_of("eos", vocab)
@@ -74,12 +72,12 @@ def marian_tokenizer(directory: Path) -> Tokenizer:
         source_template=(Part.TARGET_LANGUAGE, Part.TEXT, Part.EOS) if languages else (Part.TEXT, Part.EOS),
         special_ids=_sorted(special.special_ids(vocab), languages.values()),
         silent_ids=_sorted(special.special_ids(target_vocab), () if separate else languages.values()),
-        clean_up_spaces=_cleans_up(special, bpe=False),
+        clean_up_spaces=special.cleans_up(bpe=False),
         language_ids=language_ids,
         language_aliases=aliases,
     )
     segmenter = PieceSegmenter(
-        _read_spm(directory / _SOURCE_SPM),
+        read_model_file(directory / _SOURCE_SPM),
         unk_id=config.unk_id,
         target_model=target_model if separate else None,
         source_vocab=pieces,
@@ -102,7 +100,7 @@ def m2m100_tokenizer(directory: Path) -> Tokenizer:
         TokenizerError: a file is missing or broken, or a language has no id.
     """
     special = read_special_tokens(directory, roles=("bos", "eos", "sep", "unk", "pad"), classes=("M2M100Tokenizer",))
-    _refuse_sampling(special)
+    special.refuse_sampling()
     pieces = read_vocab(directory / _VOCAB)
     vocab = _ids(pieces)
     family = special.settings.get("language_codes", "m2m100")
@@ -114,10 +112,10 @@ def m2m100_tokenizer(directory: Path) -> Tokenizer:
     further = {token: special.added.get(token) for token in named if token not in fixed}
     languages = {token: fixed[token] for token in named if token in fixed} if named else fixed
     languages |= _with_ids(further, taken=fixed.values(), where=special.where)
-    special.check({**vocab, **languages}, languages=languages)
+    special.check(vocab, languages=languages)
     config = _fairseq_config(special, vocab, languages, kind=Kind.SENTENCEPIECE, bpe=False)
     segmenter = PieceSegmenter(
-        _read_spm(directory / SENTENCEPIECE),
+        read_model_file(directory / SENTENCEPIECE),
         unk_id=config.unk_id,
         source_vocab=pieces,
         special_ids=config.special_ids,
@@ -175,7 +173,7 @@ def bart_tokenizer(directory: Path, *, forced_ids: Sequence[int] = ()) -> Tokeni
     special = read_special_tokens(directory, roles=ROLES, classes=_BART_CLASSES)
     subwords = read_byte_pairs(directory)
     vocab = _ids(subwords.pieces)
-    special.check(vocab)
+    special.check(vocab, languages={})
     ids = {role: special.id_of(role, vocab) for role in ("bos", "cls", "eos", "sep", "pad", "unk")}
     for role, other in (("cls", "bos"), ("sep", "eos")):
         if ids[role] != ids[other]:
@@ -193,7 +191,7 @@ def bart_tokenizer(directory: Path, *, forced_ids: Sequence[int] = ()) -> Tokeni
         forced_template=(Part.BOS,) if forced_ids else (),
         special_ids=special_ids,
         silent_ids=special_ids,
-        clean_up_spaces=_cleans_up(special, bpe=True),
+        clean_up_spaces=special.cleans_up(bpe=True),
     )
     prefix = flag_of(special.settings, "add_prefix_space", where=special.where)
     pipeline = byte_pipeline(subwords, special_ids=special_ids, add_prefix_space=prefix)
@@ -223,7 +221,7 @@ def _metaspace_tokenizer(
         languages = _with_ids({token: fixed.get(token) for token in named}, taken=(), where=special.where)
     if not languages:
         raise TokenizerError(f"{directory}: got no language among the added tokens, wanted some like {family[0]}")
-    special.check({**vocab, **languages}, languages=languages)
+    special.check(vocab, languages=languages)
     config = _fairseq_config(
         special, vocab, languages, kind=Kind.TOKENIZERS, bpe=model_type == "BPE", language_last=language_last
     )
@@ -253,7 +251,7 @@ def _fairseq_config(
         forced_template=(Part.TARGET_LANGUAGE,),
         special_ids=special_ids,
         silent_ids=special_ids,
-        clean_up_spaces=_cleans_up(special, bpe=bpe),
+        clean_up_spaces=special.cleans_up(bpe=bpe),
         language_ids=language_ids,
         language_aliases=aliases,
     )
@@ -279,32 +277,11 @@ def _with_ids(tokens: Mapping[str, int | None], *, taken: Iterable[int], where: 
     return found
 
 
-def _cleans_up(special: SpecialTokens, *, bpe: bool) -> bool:
-    """Whether transformers would close up blanks; of BPE it does so only where a second setting insists."""
-    wanted = flag_of(special.settings, _CLEAN_UP, where=special.where)
-    return wanted and (not bpe or flag_of(special.settings, _CLEAN_UP_BPE, where=special.where))
-
-
-def _refuse_sampling(special: SpecialTokens) -> None:
-    options = special.settings.get("sp_model_kwargs")
-    if options:
-        raise TokenizerError(f"{special.where}: sp_model_kwargs: got {brief(options)}, wanted none")
-
-
 def _fast(pipeline: bytes, directory: Path) -> FastSegmenter:
     try:
         return FastSegmenter(pipeline)
     except TokenizerError as error:
         raise TokenizerError(f"{directory}: {error}") from error
-
-
-def _read_spm(path: Path) -> bytes:
-    content = read_bytes(path)
-    try:
-        read_model(content)
-    except TokenizerError as error:
-        raise TokenizerError(f"{path}: {error}") from error
-    return content
 
 
 def _ids(pieces: Sequence[str]) -> dict[str, int]:

@@ -35,6 +35,20 @@ def read_model(content: bytes) -> sentencepiece.SentencePieceProcessor:
         raise TokenizerError("not a SentencePiece model") from error
 
 
+def read_model_file(path: Path) -> bytes:
+    """The bytes of a file that holds a SentencePiece model.
+
+    Raises:
+        TokenizerError: it is missing or holds none.
+    """
+    content = read_bytes(path)
+    try:
+        read_model(content)
+    except TokenizerError as error:
+        raise TokenizerError(f"{path}: {error}") from error
+    return content
+
+
 class PieceSegmenter:
     """One SentencePiece model for both sides, or one for each; ids are the models' own or those of a vocabulary."""
 
@@ -113,7 +127,7 @@ class PieceSegmenter:
             TokenizerError: a file is missing or broken; the message names it.
         """
         models = {
-            name: _read_checked(directory / name)
+            name: read_model_file(directory / name)
             for name in (SOURCE_MODEL, TARGET_MODEL)
             if name == SOURCE_MODEL or (directory / name).exists()
         }
@@ -128,12 +142,3 @@ class PieceSegmenter:
             target_vocab=vocabs.get(TARGET_VOCAB),
             special_ids=special_ids,
         )
-
-
-def _read_checked(path: Path) -> bytes:
-    content = read_bytes(path)
-    try:
-        read_model(content)
-    except TokenizerError as error:
-        raise TokenizerError(f"{path}: {error}") from error
-    return content

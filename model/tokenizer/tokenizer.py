@@ -77,6 +77,9 @@ class Tokenizer:
         Raises:
             TokenizerError: a file is missing or broken, or a library for it is not installed; the message names it.
         """
+        for path in sorted(directory.glob("*")):
+            if path.is_symlink():
+                raise TokenizerError(f"{path}: got a link, wanted a file of this directory")
         config = TokenizerConfig.load(directory)
         return cls(config, _load_segmenter(config, directory))
 
@@ -131,7 +134,7 @@ class Tokenizer:
 
     def _join(self, ids: Iterable[int]) -> str:
         size = self._segmenter.target_vocab_size
-        return self._segmenter.decode([int(token) for token in ids if token not in self._silent and token < size])
+        return self._segmenter.decode([int(token) for token in ids if token not in self._silent and 0 <= token < size])
 
     def _special(self, part: Part, *, source_language: str = "", target_language: str = "") -> int:
         config = self._config

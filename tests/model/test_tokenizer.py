@@ -293,6 +293,15 @@ def test_a_missing_file_is_named(name: str, rich: Callable[..., Tokenizer], tmp_
         Tokenizer.load(tmp_path)
 
 
+def test_a_file_outside_the_directory_is_not_read(rich: Callable[..., Tokenizer], tmp_path: Path) -> None:
+    rich().save(tmp_path / "tokenizer")
+    path = tmp_path / "tokenizer" / "target.model"
+    path.rename(tmp_path / "elsewhere.model")
+    path.symlink_to(tmp_path / "elsewhere.model")
+    with pytest.raises(TokenizerError, match=r"target\.model: got a link, wanted a file of this directory"):
+        Tokenizer.load(tmp_path / "tokenizer")
+
+
 def test_a_model_without_special_tokens_is_no_joint_vocabulary(models: tuple[bytes, bytes]) -> None:
     with pytest.raises(TokenizerError, match="pad_id: got none, wanted a SentencePiece model that defines it"):
         Tokenizer.from_sentencepiece(models[0])
