@@ -1,9 +1,9 @@
-"""Time one decoder step, the heads and the encoder of a bundle on ONNX Runtime, CPU.
+"""Time one decoder step, the heads and the encoder of bundles on ONNX Runtime, CPU.
 
-    python benchmarks/step.py BUNDLE [--rows 1 8 32 64] [--threads 1 2] [--rounds 60]
+    python benchmarks/step.py BUNDLE [BUNDLE ...] [--rows 1 8 32 64] [--threads 1 2] [--rounds 60]
 
-Thread counts are interleaved round by round, so that other load on the machine meets them alike; medians and minima
-are printed, in milliseconds.
+Bundles and thread counts are interleaved round by round, so that other load on the machine meets them alike; medians
+and minima are printed, in milliseconds.
 """
 
 from __future__ import annotations
@@ -40,34 +40,35 @@ def parts_of(runner: OrtCpuRunner, *, rows: int, vocab: int) -> dict[str, Callab
 def main() -> None:
     """Measure and print one line per row count, thread count and part."""
     parser = argparse.ArgumentParser(description="time the parts of a decoder step")
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=60)
     arguments = parser.parse_args()
-    bundle = Bundle.open(arguments.bundle)
-    vocab = min(bundle.manifest.dims.source_vocab, bundle.manifest.dims.target_vocab)
+    bundles = [Bundle.open(path) for path in arguments.bundles]
+    vocab = min(min(bundle.manifest.dims.source_vocab, bundle.manifest.dims.target_vocab) for bundle in bundles)
     runners = {
-        threads: OrtCpuRunner.open(bundle, threads=threads, max_rows=max(arguments.rows))
+        (number, threads): OrtCpuRunner.open(bundle, threads=threads, max_rows=max(arguments.rows))
         for threads in arguments.threads
+        for number, bundle in enumerate(bundles)
     }
-    print(f"{bundle.manifest.architecture}; milliseconds, median / minimum of {arguments.rounds} rounds")
-    print(f"{'rows':>5} {'threads':>8}" + "".join(f"{part:>18}" for part in PARTS))
+    print(f"milliseconds, median / minimum of {arguments.rounds} rounds")
+    print(f"{'rows':>5} {'threads':>8} {'model':>26}" + "".join(f"{part:>18}" for part in PARTS))
     for rows in arguments.rows:
-        seconds: dict[tuple[int, str], list[float]] = defaultdict(list)
+        seconds: dict[tuple[int, int, str], list[float]] = defaultdict(list)
         for turn in range(arguments.rounds + 1):
-            for threads, runner in runners.items():
+            for (number, threads), runner in runners.items():
                 for part, run in parts_of(runner, rows=rows, vocab=vocab).items():
                     began = time.perf_counter()
                     run()
                     if turn:  # the first round binds buffers
-                        seconds[threads, part].append(time.perf_counter() - began)
-        for threads in runners:
-            cells = [
-                f"{np.median(seconds[threads, part]) * 1e3:.3f} / {min(seconds[threads, part]) * 1e3:.3f}"
-                for part in PARTS
-            ]
-            print(f"{rows:>5} {threads:>8}" + "".join(f"{cell:>18}" for cell in cells))
+                        seconds[number, threads, part].append(time.perf_counter() - began)
+        for number, threads in runners:
+            taken = [seconds[number, threads, part] for part in PARTS]
+            cells = [f"{np.median(times) * 1e3:.3f} / {min(times) * 1e3:.3f}" for times in taken]
+            manifest = bundles[number].manifest
+            model = f"{manifest.architecture} {manifest.precision('cpu')}"
+            print(f"{rows:>5} {threads:>8} {model:>26}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 if __name__ == "__main__":
