@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,22 @@ def test_special_tokens_in_a_text_are_text(kind: str, text: str, request: pytest
     ids = ours.encode(text, source_language="de")[1:-1]
     assert special.isdisjoint(ids)
     assert len(ids) > 3
+
+
+def test_merges_do_not_put_a_special_token_together(nllb: Path, tmp_path: Path) -> None:
+    load_hf("NllbTokenizer", nllb).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab, merges = values["model"]["vocab"], values["model"]["merges"]
+    for token in values["added_tokens"]:
+        token["id"] += 9 if token["id"] >= len(vocab) else 0
+    for left, right in (("<", "/"), ("</", "s"), ("</s", ">")):
+        for piece in (left, right, left + right):
+            vocab.setdefault(piece, len(vocab))
+        merges.append([left, right])
+    write_json(tmp_path / "tokenizer.json", values)
+    ours = nllb_tokenizer(tmp_path)
+    _, *ids, _ = ours.encode("</s>", source_language="de")
+    assert [ours.decode([token]) for token in ids] == ["", "</s", ">"]
 
 
 def test_what_nllb_does_with_blanks_is_transformers_choice(nllb: Path) -> None:
