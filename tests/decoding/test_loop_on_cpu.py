@@ -26,10 +26,19 @@ def model() -> Transformer:
 
 
 @pytest.fixture(scope="module")
-def runner(model: Transformer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrtCpuRunner]:
-    runner = OrtCpuRunner.open(export_model(model, tmp_path_factory.mktemp("loop") / "bundle"), threads=1, max_rows=12)
-    yield runner
-    runner.close()
+def runners(model: Transformer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, OrtCpuRunner]]:
+    """One of each precision."""
+    folder = tmp_path_factory.mktemp("loop")
+    opened = {
+        bundle.manifest.precision("cpu"): OrtCpuRunner.open(bundle, threads=1, max_rows=12)
+        for bundle in (
+            export_model(model, folder / "fp32"),
+            export_model(model, folder / "int8", precision="int8"),
+        )
+    }
+    yield opened
+    for runner in opened.values():
+        runner.close()
 
 
 def make_jobs() -> list[Job]:
@@ -59,8 +68,12 @@ def decode(runner: OrtCpuRunner, jobs: list[Job], *, rounds_between: int) -> Non
         loop.run_round()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("rounds_between", [0, 3])
-def test_a_running_batch_equals_one_at_a_time(runner: OrtCpuRunner, rounds_between: int) -> None:
+def test_a_running_batch_equals_one_at_a_time(
+    runners: dict[str, OrtCpuRunner], rounds_between: int, precision: str
+) -> None:
+    runner = runners[precision]
     together, alone = make_jobs(), make_jobs()
     decode(runner, together, rounds_between=rounds_between)
     for job in alone:
@@ -69,9 +82,9 @@ def test_a_running_batch_equals_one_at_a_time(runner: OrtCpuRunner, rounds_betwe
     assert [job.result for job in together] == [job.result for job in alone]
 
 
-def test_the_reference_finds_the_same(runner: OrtCpuRunner, model: Transformer) -> None:
+def test_the_reference_finds_the_same(runners: dict[str, OrtCpuRunner], model: Transformer) -> None:
     jobs = make_jobs()
-    decode(runner, jobs, rounds_between=1)
+    decode(runners["fp32"], jobs, rounds_between=1)
     for job in jobs:
         options = job.sequence.options
         rules = ReferenceOptions(
