@@ -16,6 +16,11 @@ from model.checkpoint import Checkpoint
 from model.reference import LengthPenaltyType, ReferenceHypothesis, ReferenceOptions, beam_search, greedy_search
 
 BEAM_SIZE = 4
+UNENDING_OUTPUT_TOKENS = 32
+"""How much an exam asks for where a greedy output has not ended at twice its source's length.
+
+Such a model does not know the language, and to decode its babble without a cache takes minutes a sentence.
+"""
 _DEFAULT_FILE = Path(__file__).with_name("golden.txt")
 
 
@@ -100,10 +105,12 @@ def answer(
     """
     for question in questions:
         source_ids, options, forced_ids = _ask(checkpoint, question, max_source_tokens, decoding)
-        rules = _rules(options, forced_ids)
         with one_thread():
-            greedy = greedy_search(checkpoint.model, source_ids, rules)
-            beam = beam_search(checkpoint.model, source_ids, rules)[0]
+            greedy = greedy_search(checkpoint.model, source_ids, _rules(options, forced_ids))
+            if greedy.finish_reason == "MAX_TOKENS" and options.max_output_tokens > UNENDING_OUTPUT_TOKENS:
+                options = replace(options, max_output_tokens=UNENDING_OUTPUT_TOKENS)
+                greedy = greedy_search(checkpoint.model, source_ids, _rules(options, forced_ids))
+            beam = beam_search(checkpoint.model, source_ids, _rules(options, forced_ids))[0]
         yield GoldenSentence(
             source=question.source,
             source_ids=source_ids,
@@ -142,8 +149,7 @@ def _ask(
         beam_size=BEAM_SIZE,
         length_penalty=decoding.length_penalty,
         length_penalty_type=decoding.length_penalty_type,
-        # A model that does not know the language may never end: the exam needs no more of that than this.
-        max_output_tokens=min(decoding.max_output_tokens, 3 * len(source_ids) + 16),
+        max_output_tokens=min(decoding.max_output_tokens, 2 * len(source_ids) + 16),
         early_stopping=decoding.early_stopping,
         forced_end=decoding.forced_end,
     )
