@@ -32,8 +32,8 @@ from model.checkpoint import Checkpoint, check_vocabulary
 from model.config import ConfigError, Positions, TiedEmbeddings, TransformerConfig
 from model.importers.card import Naming, make_card
 from model.importers.settings import Settings
-from model.tokenizer import Kind, Part, Tokenizer, TokenizerConfig, TokenizerError
-from model.tokenizer.pieces import PieceSegmenter, read_model
+from model.tokenizer import Kind, Part, Tokenizer, TokenizerConfig
+from model.tokenizer.pieces import PieceSegmenter, read_model_file
 from model.transformer import Transformer
 from model.weights import SAFETENSORS_SUFFIX, CheckpointError, Origin, copy_weights, read_saved, read_weights
 
@@ -207,9 +207,9 @@ def _tokenizer(path: Path, settings: Settings, config: TransformerConfig) -> Tok
     except ValueError as error:
         raise CheckpointError(f"{settings.where}: {error}, wanted {', '.join(Part)}") from error
     segmenter = PieceSegmenter(
-        _read_model(_beside(path, settings, "source")),
+        read_model_file(_beside(path, settings, "source")),
         unk_id=config.unk_id,
-        target_model=_read_model(_beside(path, settings, "target")) if "target" in settings else None,
+        target_model=read_model_file(_beside(path, settings, "target")) if "target" in settings else None,
     )
     special = {config.pad_id, config.start_id, config.eos_id}
     described = TokenizerConfig(
@@ -223,14 +223,3 @@ def _tokenizer(path: Path, settings: Settings, config: TransformerConfig) -> Tok
         special_ids=tuple(sorted(special)),
     )
     return Tokenizer(described, segmenter)
-
-
-def _read_model(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-        read_model(content)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
-    except TokenizerError as error:
-        raise TokenizerError(f"{path}: {error}") from error
-    return content

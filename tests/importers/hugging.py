@@ -72,7 +72,7 @@ def build(drawing: Drawing, directory: Path) -> Any:
     return model
 
 
-def _draw_weights(model: nn.Module, *, eos_id: int) -> None:
+def _draw_weights(model: Any, *, eos_id: int) -> None:
     """Weights whose logits lie well apart and hang on the source, and an end token that comes now and then."""
     scale = model.config.d_model**0.5 if model.config.scale_embedding else 1.0
     with torch.no_grad():

@@ -142,7 +142,7 @@ def test_shards_are_put_together_and_stay_in_the_directory(
     weights = load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     halves = dict(list(weights.items())[::2]), dict(list(weights.items())[1::2])
-    index = {}
+    index: dict[str, str] = {}
     for number, half in enumerate(halves):
         save_file(half, directory / f"model-{number}.safetensors")
         index |= dict.fromkeys(half, f"model-{number}.safetensors")

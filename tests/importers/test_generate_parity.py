@@ -251,7 +251,8 @@ def log_probs(model: Any, source: Items[int], tokens: tuple[int, ...]) -> torch.
     barred = [ids[0] for ids in generation.bad_words_ids or []]
     if generation.renormalize_logits:
         logits[:, barred] = -torch.inf
-    return logits.log_softmax(-1)
+    scores: torch.Tensor = logits.log_softmax(-1)
+    return scores
 
 
 def excused(model: Any, source: Items[int], wanted: tuple[int, ...], got: tuple[int, ...], *, beams: int) -> bool:
