@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
+import os
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 # A person at a keyboard has no load balancer that needs time to look elsewhere.
 _INTERRUPTED_LAME_DUCK_S = 0.0
 _EXIT_INTERRUPTED = 130
+_LOADING_THREAD = "load-models"
 
 
 def run_server(config: ServeConfig) -> int:
@@ -35,13 +37,25 @@ def run_server(config: ServeConfig) -> int:
         hint = "uninstall both, then install one: they write the same files"
         log.event(_log, "onnxruntime and onnxruntime-gpu are both installed", level=logging.WARNING, hint=hint)
     try:
-        return asyncio.run(_serve(config))
+        code = asyncio.run(_serve(config))
+        _leave_loading_behind(code)
+        return code
     except (BindError, LoadError) as error:
         print(f"dragoman serve: {error}", file=sys.stderr)
         return 1
     except Exception:
         _log.exception("the server failed")
         return 1
+
+
+def _leave_loading_behind(code: int) -> None:
+    """End the process here where models are still loading.
+
+    The interpreter's own end would stop that thread inside ONNX Runtime, which aborts the process.
+    """
+    if any(thread.name == _LOADING_THREAD for thread in threading.enumerate()):
+        logging.shutdown()
+        os._exit(code)
 
 
 def two_runtimes() -> bool:
@@ -187,5 +201,5 @@ def _in_daemon_thread(function: Callable[[], None]) -> asyncio.Future[None]:
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, error)
 
-    threading.Thread(target=body, name="load-models", daemon=True).start()
+    threading.Thread(target=body, name=_LOADING_THREAD, daemon=True).start()
     return future
