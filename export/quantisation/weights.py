@@ -17,6 +17,7 @@ def quantise_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDAr
     That makes scales about a quarter wider than the largest weight alone would; measured on the bundled model (mean
     divergence of the teacher-forced distributions from float32, 120 unseen sentences): 2.9e-4, everywhere. Without it,
     2.7e-4 with VNNI and 6.6e-4 on processors that saturate; with 7 bits for every weight, the usual remedy, 3.9e-4.
+    On an emulated processor with AVX2 and no VNNI, that model's exam gives the same figures as on one that has it.
 
     Args:
         weight: [out, in].
