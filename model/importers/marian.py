@@ -21,8 +21,7 @@ from model.importers.huggingface import (
     read_card,
     read_stored,
 )
-from model.importers.languages import served_code
-from model.importers.tokenizers import marian_tokenizer
+from model.importers.tokenizers import marian_tokenizer, served_code
 from model.transformer import sinusoidal_positions
 
 POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from model.importers.language_lists import M2M100, MBART50, NLLB, WMT21
-from model.importers.languages import bare, served_code, served_codes
+from model.importers.tokenizers.language_lists import M2M100, MBART50, NLLB, WMT21
+from model.importers.tokenizers.languages import bare, served_code, served_codes
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from model.importers.language_lists import MBART50
 from model.importers.tokenizers import bart_tokenizer, mbart50_tokenizer
+from model.importers.tokenizers.language_lists import MBART50
 from model.tokenizer import Tokenizer, TokenizerError
 from tests.importers.hf_tokenizers import (
     added,

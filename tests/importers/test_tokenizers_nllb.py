@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from model.importers.language_lists import M2M100, NLLB
 from model.importers.tokenizers import m2m100_tokenizer, nllb_tokenizer
+from model.importers.tokenizers.language_lists import M2M100, NLLB
 from model.tokenizer import Tokenizer, TokenizerError
 from tests.importers.hf_tokenizers import (
     LINES,

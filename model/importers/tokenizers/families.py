@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from model.importers.language_lists import M2M100, MBART50, NLLB, WMT21
-from model.importers.languages import bare, served_codes
-from model.importers.pipelines import (
+from model.importers.tokenizers.files import ROLES, TOKENIZER_JSON, SpecialTokens, read_special_tokens, read_vocab
+from model.importers.tokenizers.language_lists import M2M100, MBART50, NLLB, WMT21
+from model.importers.tokenizers.languages import bare, served_codes
+from model.importers.tokenizers.pipelines import (
     SENTENCEPIECE,
     ModelType,
     byte_pipeline,
@@ -21,7 +22,6 @@ from model.importers.pipelines import (
     read_byte_pairs,
     read_subwords,
 )
-from model.importers.tokenizer_files import ROLES, TOKENIZER_JSON, SpecialTokens, read_special_tokens, read_vocab
 from model.tokenizer import Kind, Part, Tokenizer, TokenizerConfig, TokenizerError
 from model.tokenizer.fast import FastSegmenter
 from model.tokenizer.pieces import PieceSegmenter, read_model_file

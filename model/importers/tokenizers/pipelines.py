@@ -19,7 +19,7 @@ from typing import Any, Literal
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
-from model.importers.tokenizer_files import TOKENIZER_JSON, pieces_by_id, read_vocab
+from model.importers.tokenizers.files import TOKENIZER_JSON, pieces_by_id, read_vocab
 from model.tokenizer import TokenizerError
 from model.tokenizer.pieces import SPACE, read_model_file
 from model.tokenizer.reading import brief, check_text, read_bytes, read_object
