@@ -38,6 +38,7 @@ class Request:
         out: certificate to write; None: the bundle's.
         threads: CPU threads; None: all this process may use.
         min_exact_rate: least token-exact rate; None: as ``Thresholds.of_precision`` says.
+        max_log_prob_difference: most difference of a token's log-prob; None: likewise.
         max_bleu_loss: most BLEU below the reference decoder's; None: likewise.
     """
 
@@ -47,6 +48,7 @@ class Request:
     out: Path | None = None
     threads: int | None = None
     min_exact_rate: float | None = None
+    max_log_prob_difference: float | None = None
     max_bleu_loss: float | None = None
 
 
@@ -95,7 +97,10 @@ def _sit_and_report(bundle: Bundle, request: Request) -> Exam:
     print(f"tools   {', '.join(f'{name} {version}' for name, version in _tool_versions().items())}")
     measured = _measure_all(bundle, runner, request)
     thresholds = Thresholds.of_precision(
-        runner.precision, min_exact_rate=request.min_exact_rate, max_bleu_loss=request.max_bleu_loss
+        runner.precision,
+        min_exact_rate=request.min_exact_rate,
+        max_log_prob_difference=request.max_log_prob_difference,
+        max_bleu_loss=request.max_bleu_loss,
     )
     verdict = judge(measured, thresholds, bleu_is_wanted=request.max_bleu_loss is not None)
     for one, asked in zip(measured, verdict.asked, strict=True):

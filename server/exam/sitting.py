@@ -54,7 +54,12 @@ class ExamResult:
         """Every figure and what was asked of it."""
         return (
             Judged("token-exact rate", self.token_exact_rate, least=thresholds.min_exact_rate, option="--min-exact"),
-            Judged("log-prob difference", self.max_log_prob_difference, most=thresholds.max_log_prob_difference),
+            Judged(
+                "log-prob difference",
+                self.max_log_prob_difference,
+                most=thresholds.max_log_prob_difference,
+                option="--max-log-prob-difference",
+            ),
             Judged("score difference", self.max_score_difference, most=thresholds.max_score_difference),
         )
 

@@ -10,8 +10,10 @@ MAX_BLEU_LOSS = 0.2
 """BLEU that a precision which rounds may lose where nothing else was asked."""
 # Precisions that round nothing away: the same tokens, log-probs that differ in the order of their sums alone.
 _EXACT_PRECISIONS = ("fp32",)
-_MAX_LOG_PROB_DIFFERENCE = 1e-4
-_MAX_SCORE_DIFFERENCE = 1e-3
+# A trained model stays two orders of magnitude below; weights drawn at random, whose logits are loud, may come near.
+_MAX_LOG_PROB_DIFFERENCE = 1e-3
+# A score adds up the log-probs of a whole output.
+_SCORE_PER_LOG_PROB = 10.0
 # Another processor sums in another order, and an activation may be rounded to the neighbouring level.
 _WARM_UP_MARGIN = 1.25
 
@@ -70,7 +72,12 @@ class Thresholds:
 
     @classmethod
     def of_precision(
-        cls, precision: str, *, min_exact_rate: float | None = None, max_bleu_loss: float | None = None
+        cls,
+        precision: str,
+        *,
+        min_exact_rate: float | None = None,
+        max_log_prob_difference: float | None = None,
+        max_bleu_loss: float | None = None,
     ) -> Thresholds:
         """What a runner of this precision has to reach.
 
@@ -80,17 +87,21 @@ class Thresholds:
         Args:
             precision: of the matrix products.
             min_exact_rate: asked in any case; None: as said above.
+            max_log_prob_difference: asked in any case; None: 1e-3 of float32. A score may differ by ten times that.
             max_bleu_loss: asked in any case; None: as said above.
         """
         if precision in _EXACT_PRECISIONS:
+            log_prob = _MAX_LOG_PROB_DIFFERENCE if max_log_prob_difference is None else max_log_prob_difference
             return cls(
                 min_exact_rate=1.0 if min_exact_rate is None else min_exact_rate,
-                max_log_prob_difference=_MAX_LOG_PROB_DIFFERENCE,
-                max_score_difference=_MAX_SCORE_DIFFERENCE,
+                max_log_prob_difference=log_prob,
+                max_score_difference=_SCORE_PER_LOG_PROB * log_prob,
                 max_bleu_loss=max_bleu_loss,
             )
         return cls(
-            min_exact_rate=min_exact_rate, max_bleu_loss=MAX_BLEU_LOSS if max_bleu_loss is None else max_bleu_loss
+            min_exact_rate=min_exact_rate,
+            max_log_prob_difference=max_log_prob_difference,
+            max_bleu_loss=MAX_BLEU_LOSS if max_bleu_loss is None else max_bleu_loss,
         )
 
     @classmethod

@@ -31,6 +31,13 @@ def add_verify_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
         help="least share of sentences with the reference's token ids, 0 to 1 (default: 1 for fp32, else not asked)",
     )
     verify.add_argument(
+        "--max-log-prob-difference",
+        type=_finite,
+        metavar="D",
+        help="most by which a token's log-prob may differ from the reference decoder's (default: 0.001 for fp32, else "
+        "not asked)",
+    )
+    verify.add_argument(
         "--max-bleu-loss",
         type=_finite,
         metavar="B",
@@ -70,6 +77,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         threads=arguments.threads,
         min_exact_rate=arguments.min_exact,
+        max_log_prob_difference=arguments.max_log_prob_difference,
         max_bleu_loss=arguments.max_bleu_loss,
     )
     return verify_bundle(request)

@@ -39,9 +39,11 @@ def test_what_is_reached_or_not_asked_holds() -> None:
 
 
 def test_float32_is_exact_and_what_rounds_is_held_to_its_texts() -> None:
-    exact = {"min_exact_rate": 1.0, "max_log_prob_difference": 1e-4, "max_score_difference": 1e-3}
+    exact = {"min_exact_rate": 1.0, "max_log_prob_difference": 1e-3, "max_score_difference": 1e-2}
     assert Thresholds.of_precision("fp32").record() == exact
     assert Thresholds.of_precision("fp32", max_bleu_loss=0.5).record() == {**exact, "max_bleu_loss": 0.5}
+    loud = Thresholds.of_precision("fp32", max_log_prob_difference=0.5).record()
+    assert loud == {"min_exact_rate": 1.0, "max_log_prob_difference": 0.5, "max_score_difference": 5.0}
     for precision in ("int8", "fp16", "bf16"):
         assert Thresholds.of_precision(precision).record() == {"max_bleu_loss": 0.2}
     given = Thresholds.of_precision("int8", min_exact_rate=0.9, max_bleu_loss=0.0)
@@ -68,7 +70,7 @@ def test_a_warm_up_holds_a_model_to_what_its_certificate_says() -> None:
     rounded = Thresholds.for_warm_up("int8", passed_exam(max_bleu_loss=0.2))
     assert rounded.record() == {"max_log_prob_difference": pytest.approx(0.5)}
     assert Thresholds.for_warm_up("int8", passed_exam(min_exact_rate=0.8)) == rounded
-    exact = passed_exam(min_exact_rate=1.0, max_log_prob_difference=1e-4, max_score_difference=1e-3)
+    exact = passed_exam(min_exact_rate=1.0, max_log_prob_difference=1e-3, max_score_difference=1e-2)
     assert Thresholds.for_warm_up("fp32", exact) == Thresholds.of_precision("fp32")
     assert Thresholds.for_warm_up("int8", passed_exam(min_exact_rate=1.0)).min_exact_rate == 1.0
 
