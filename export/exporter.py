@@ -83,7 +83,11 @@ def plan_manifest(
         graphs={"cpu": f"{FLAVOUR}-{precision}"},
         files={},
         tool_versions=_tool_versions(),
-        language_aliases=dict(checkpoint.tokenizer.language_aliases),
+        language_aliases={
+            own: code
+            for own, code in checkpoint.tokenizer.language_aliases.items()
+            if code in (*card.source_languages, *card.target_languages)
+        },
         license_note=card.license_note,
     )
 

@@ -25,7 +25,8 @@ from model.importers.huggingface import (
     pair_origins,
     read_card,
     read_stored,
-    served_targets,
+    target_languages,
+    token_languages,
 )
 from model.importers.tokenizers import bart_tokenizer, mbart50_tokenizer
 from model.tokenizer import Tokenizer
@@ -73,8 +74,8 @@ def read_bart(path: Path, naming: Naming) -> Checkpoint:
     card = read_card(
         directory,
         naming,
-        sources=tuple(sorted(tokenizer.language_ids)),
-        targets=served_targets(directory, tokenizer),
+        sources=token_languages(tokenizer),
+        targets=target_languages(directory, tokenizer),
     )
     return finish(directory, model, tokenizer, card)
 

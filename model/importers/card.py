@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from model.checkpoint import ModelCard
@@ -28,37 +29,59 @@ class Naming:
     license_note: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Languages:
+    """What a model's files say of the languages of one side.
+
+    Attributes:
+        named: BCP-47 codes; empty: the files name none.
+        closed: whether each has a token of its own, so that no other can be asked for.
+        aliases: the model's own codes, each with the BCP-47 code that it stands for.
+    """
+
+    named: tuple[str, ...]
+    closed: bool = False
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def choose(self, wanted: tuple[str, ...], *, side: str) -> tuple[str, ...]:
+        """Those that the user wants; all where he names none.
+
+        Raises:
+            CheckpointError: nobody names any, or one is not the model's.
+        """
+        flag = f"--{side}-languages"
+        if not wanted and not self.named:
+            raise CheckpointError(f"{side} languages: got none in the model's files, wanted {flag} CODE[,CODE...]")
+        chosen = tuple(dict.fromkeys(self.aliases.get(code, code) for code in wanted)) or self.named
+        for code in chosen:
+            if self.closed and code not in self.named:
+                raise CheckpointError(f"{flag}: got {code!r}, wanted some of {', '.join(self.named)}")
+        return chosen
+
+
 def make_card(
-    naming: Naming, *, fallback_name: str, sources: tuple[str, ...], targets: tuple[str, ...], decoding: dict[str, Any]
+    naming: Naming, *, fallback_name: str, sources: Languages, targets: Languages, decoding: dict[str, Any]
 ) -> ModelCard:
     """The card of a model.
 
     Args:
         naming: what the user says.
         fallback_name: a path or name in any spelling; its last part is taken where the user gives none.
-        sources: languages that the files name; empty: they name none.
+        sources: languages that the files name.
         targets: likewise.
         decoding: defaults of the search.
 
     Raises:
         CheckpointError: nobody says which languages it serves, or a code is not among the model's.
     """
-    chosen = {}
-    for side, wanted, known in (
-        ("source", naming.source_languages, sources),
-        ("target", naming.target_languages, targets),
-    ):
-        languages = wanted or known
-        if not languages:
-            flag = f"--{side}-languages"
-            raise CheckpointError(f"{side} languages: got none in the model's files, wanted {flag} CODE[,CODE...]")
-        chosen[side] = languages
     name = naming.name or re.sub(r"[^a-z0-9._-]+", "-", fallback_name.rstrip("/").split("/")[-1].lower()).strip("-._")
+    source_languages = sources.choose(naming.source_languages, side="source")
+    target_languages = targets.choose(naming.target_languages, side="target")
     try:
         return ModelCard(
             name=name,
-            source_languages=chosen["source"],
-            target_languages=chosen["target"],
+            source_languages=source_languages,
+            target_languages=target_languages,
             license_note=naming.license_note,
             decoding=decoding,
         )

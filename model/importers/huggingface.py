@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.checkpoint import Checkpoint, ModelCard, check_vocabulary
 from model.config import Activation, ConfigError, TiedEmbeddings, TransformerConfig
-from model.importers.card import Naming, make_card
+from model.importers.card import Languages, Naming, make_card
 from model.importers.generation import Generation, read_generation
 from model.importers.settings import Settings
 from model.tokenizer import Tokenizer
@@ -247,7 +247,7 @@ def finish(directory: Directory, model: Transformer, tokenizer: Tokenizer, card:
     return Checkpoint(model, tokenizer, card)
 
 
-def read_card(directory: Directory, naming: Naming, *, sources: tuple[str, ...], targets: tuple[str, ...]) -> ModelCard:
+def read_card(directory: Directory, naming: Naming, *, sources: Languages, targets: Languages) -> ModelCard:
     """The card of an imported model: what its user says of it beats what its files say."""
     return make_card(
         naming,
@@ -263,7 +263,13 @@ def read_stored(directory: Directory) -> dict[str, Tensor]:
     return read_directory(directory.path)
 
 
-def served_targets(directory: Directory, tokenizer: Tokenizer) -> tuple[str, ...]:
+def token_languages(tokenizer: Tokenizer) -> Languages:
+    """Languages of a side on which each has a token; BART's English models have none."""
+    codes = tuple(sorted(tokenizer.language_ids))
+    return Languages(named=codes, closed=bool(codes), aliases=tokenizer.language_aliases)
+
+
+def target_languages(directory: Directory, tokenizer: Tokenizer) -> Languages:
     """Target languages of a model whose outputs begin with their language.
 
     All of them or, where ``forced_bos_token_id`` names one, that one alone: the model was tuned for it.
@@ -271,11 +277,10 @@ def served_targets(directory: Directory, tokenizer: Tokenizer) -> tuple[str, ...
     Raises:
         CheckpointError: it names a token that is no language.
     """
-    forced = directory.generation.forced_ids
-    languages = tokenizer.language_ids
-    if not languages or not forced:
-        return tuple(sorted(languages))
-    targets = tuple(code for code, token in languages.items() if token == forced[0])
-    if not targets:
+    languages, forced = token_languages(tokenizer), directory.generation.forced_ids
+    if not languages.named or not forced:
+        return languages
+    tuned = tuple(code for code, token in tokenizer.language_ids.items() if token == forced[0])
+    if not tuned:
         raise CheckpointError(f"{directory.path}: forced_bos_token_id: got {forced[0]}, wanted a language's token")
-    return targets
+    return replace(languages, named=tuned)

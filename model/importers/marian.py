@@ -11,7 +11,7 @@ from pathlib import Path
 
 from model.checkpoint import Checkpoint
 from model.config import Positions
-from model.importers.card import Naming
+from model.importers.card import Languages, Naming
 from model.importers.huggingface import (
     assemble,
     find_embeddings,
@@ -20,6 +20,7 @@ from model.importers.huggingface import (
     open_directory,
     read_card,
     read_stored,
+    token_languages,
 )
 from model.importers.tokenizers import marian_tokenizer, served_code
 from model.transformer import sinusoidal_positions
@@ -55,15 +56,15 @@ def read_marian(path: Path, naming: Naming) -> Checkpoint:
     model = assemble(
         directory, stored, config=config, origins={}, embeddings=embeddings, tables=dict.fromkeys(POSITIONS, table)
     )
-    languages = directory.tokenizer_config
+    settings = directory.tokenizer_config
     card = read_card(
         directory,
         naming,
-        sources=_language(languages.text("source_lang", "")),
-        targets=tuple(sorted(tokenizer.language_ids)) or _language(languages.text("target_lang", "")),
+        sources=_language(settings.text("source_lang", "")),
+        targets=token_languages(tokenizer) if tokenizer.language_ids else _language(settings.text("target_lang", "")),
     )
     return finish(directory, model, tokenizer, card)
 
 
-def _language(code: str) -> tuple[str, ...]:
-    return (served_code(code),) if code else ()
+def _language(code: str) -> Languages:
+    return Languages(named=(served_code(code),) if code else ())

@@ -22,7 +22,8 @@ from model.importers.huggingface import (
     pair_origins,
     read_card,
     read_stored,
-    served_targets,
+    target_languages,
+    token_languages,
 )
 from model.importers.tokenizers import m2m100_tokenizer, nllb_tokenizer
 
@@ -56,7 +57,7 @@ def read_nllb(path: Path, naming: Naming) -> Checkpoint:
     card = read_card(
         directory,
         naming,
-        sources=tuple(sorted(tokenizer.language_ids)),
-        targets=served_targets(directory, tokenizer),
+        sources=token_languages(tokenizer),
+        targets=target_languages(directory, tokenizer),
     )
     return finish(directory, model, tokenizer, card)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from model.checkpoint import Checkpoint, check_vocabulary
 from model.config import ConfigError, Positions, TiedEmbeddings, TransformerConfig
-from model.importers.card import Naming, make_card
+from model.importers.card import Languages, Naming, make_card
 from model.importers.settings import Settings
 from model.tokenizer import Kind, Part, Tokenizer, TokenizerConfig
 from model.tokenizer.pieces import PieceSegmenter, read_model_file
@@ -100,8 +100,8 @@ def read_torch(path: Path, naming: Naming) -> Checkpoint:
             license_note=naming.license_note or settings.text("license_note", ""),
         ),
         fallback_name=path.resolve().name,
-        sources=settings.texts("source_languages", ()),
-        targets=settings.texts("target_languages", ()),
+        sources=Languages(named=settings.texts("source_languages", ())),
+        targets=Languages(named=settings.texts("target_languages", ())),
         decoding=settings.raw("decoding") or {},
     )
     return Checkpoint(model.eval(), tokenizer, card)
