@@ -17,6 +17,9 @@ from export.runners.protocol import ShapeError
 VOCAB_BLOCK = 128
 """The vocabulary of the logits is padded to a multiple of this, so that heads work in whole blocks."""
 
+HEAD_DIM_MULTIPLE = 8
+"""What the attention operators ask of a head's width; narrower heads are padded with zeros, which add nothing."""
+
 GRAPH_NAMES = ("encoder", "step", "argmax", "top_k")
 
 
@@ -28,7 +31,8 @@ class ModelDimensions:
         encoder_layers: layers of the encoder.
         decoder_layers: layers of the decoder.
         heads: attention heads.
-        head_dim: width of one head.
+        head_dim: width of one head in caches and attention: the model's own, rounded up to a multiple of
+            ``HEAD_DIM_MULTIPLE``.
         d_model: width of the model.
         source_vocab: tokens of the source vocabulary.
         target_vocab: tokens of the target vocabulary.
@@ -43,6 +47,11 @@ class ModelDimensions:
     source_vocab: int
     target_vocab: int
     max_positions: int
+
+    @property
+    def attention_width(self) -> int:
+        """Width of all heads together; ``d_model`` where no head is padded."""
+        return self.heads * self.head_dim
 
     @property
     def padded_target_vocab(self) -> int:

@@ -35,8 +35,6 @@ from model.weights import unique_parameters
 
 Precision = Literal["fp32", "int8"]
 LARGEST_DEFAULT_LIMIT = 512
-# What the attention operator of the ``ort`` flavour asks of a head.
-_HEAD_DIM_MULTIPLE = 8
 
 
 def plan_manifest(
@@ -56,13 +54,11 @@ def plan_manifest(
         max_output_tokens: most tokens of one output, end token not counted; None: likewise.
 
     Raises:
-        ExportError: the model has a shape that the graphs cannot have, or a limit is out of range.
+        ExportError: a limit is out of range.
         BundleError: a decoding default is out of range.
     """
     model, card = checkpoint.model, checkpoint.card
     config = model.config
-    if config.head_dim % _HEAD_DIM_MULTIPLE:
-        raise ExportError(f"head_dim: got {config.head_dim}, wanted a multiple of {_HEAD_DIM_MULTIPLE}")
     source_limit = _limit("max_source_tokens", max_source_tokens, max_positions=config.max_positions)
     output_limit = _limit("max_output_tokens", max_output_tokens, max_positions=config.max_positions)
     return Manifest(

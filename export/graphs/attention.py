@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from onnx import TensorProto
@@ -15,17 +15,17 @@ class EncoderAttention(Protocol):
     """Self-attention of the encoder, over sources of unequal length."""
 
     def attend(self, query_key_value: str) -> str:
-        """[batch * src_len, 3 * d_model] -> [batch * src_len, d_model]."""
+        """[batch * src_len, 3 * attention_width] -> [batch * src_len, attention_width]."""
 
 
 class StepAttention(Protocol):
     """Attention of one decoder step over the caches, which it updates in place."""
 
     def attend_self(self, layer: int, query_key_value: str) -> str:
-        """Append to the row's own cache and attend to it: [rows, 3 * d_model] -> [rows, d_model]."""
+        """Append to the row's own cache and attend to it: [rows, 3 * attention_width] -> [rows, attention_width]."""
 
     def attend_cross(self, layer: int, query: str) -> str:
-        """Attend to the row's source: [rows, d_model] -> [rows, d_model]."""
+        """Attend to the row's source: [rows, attention_width] -> [rows, attention_width]."""
 
 
 class OrtEncoderAttention:
@@ -34,26 +34,24 @@ class OrtEncoderAttention:
     Nothing beyond a source's length enters any sum, so a source's result cannot depend on its neighbours.
     """
 
-    def __init__(self, graph: GraphBuilder, dims: ModelDimensions) -> None:
+    def __init__(self, graph: GraphBuilder, dims: ModelDimensions, *, scale: float | None) -> None:
         self._graph = graph
-        self._heads = dims.heads
-        self._width = dims.d_model
+        self._operator = _operator(dims, scale)
+        self._width = dims.attention_width
         one = graph.constant(1, np.int32)
         self._last_places = graph.op("Sub", "lengths", one)
         self._src_len = graph.op("Cast", graph.op("Shape", "tokens", start=1, end=2), to=TensorProto.INT32)
-        self._packed_shape = graph.op("Concat", graph.op("Shape", "tokens"), graph.constant([3 * dims.d_model]), axis=0)
+        self._packed_shape = graph.op("Concat", graph.op("Shape", "tokens"), graph.constant([3 * self._width]), axis=0)
 
     def attend(self, query_key_value: str) -> str:
-        """[batch * src_len, 3 * d_model] -> [batch * src_len, d_model]."""
+        """[batch * src_len, 3 * attention_width] -> [batch * src_len, attention_width]."""
         graph = self._graph
         packed = graph.op("Reshape", query_key_value, self._packed_shape)
         attended, _, _ = graph.ops(
             "GroupQueryAttention",
             (packed, "", "", "", "", self._last_places, self._src_len),
             outputs=(None, None, None),
-            domain=MICROSOFT,
-            num_heads=self._heads,
-            kv_num_heads=self._heads,
+            **self._operator,
             causal=0,
         )
         return graph.op("Reshape", attended, graph.constant([-1, self._width]))
@@ -66,10 +64,10 @@ class OrtStepAttention:
     this leaves the cache as it was.
     """
 
-    def __init__(self, graph: GraphBuilder, dims: ModelDimensions) -> None:
+    def __init__(self, graph: GraphBuilder, dims: ModelDimensions, *, scale: float | None) -> None:
         self._graph = graph
-        self._heads = dims.heads
-        self._width = dims.d_model
+        self._operator = _operator(dims, scale)
+        self._width = dims.attention_width
         self._positions = graph.op("Cast", "positions", to=TensorProto.INT32)
         self._last_source = graph.op("Sub", "source_lengths", graph.constant(1, np.int32))
         per_row = graph.op(
@@ -78,7 +76,7 @@ class OrtStepAttention:
         self._last_index = graph.op("Expand", per_row, graph.constant([1, dims.heads, 1]))
 
     def attend_self(self, layer: int, query_key_value: str) -> str:
-        """Append to the row's own cache and attend to it: [rows, 3 * d_model] -> [rows, d_model]."""
+        """Append to the row's own cache and attend to it: [rows, 3 * attention_width] -> [rows, attention_width]."""
         packed = self._graph.op("Reshape", query_key_value, self._graph.constant([-1, 1, 3 * self._width]))
         return self._attend(
             (packed, "", "", f"past_key_{layer}", f"past_value_{layer}", self._positions, "longest_target"),
@@ -86,7 +84,7 @@ class OrtStepAttention:
         )
 
     def attend_cross(self, layer: int, query: str) -> str:
-        """Attend to the row's source: [rows, d_model] -> [rows, d_model]."""
+        """Attend to the row's source: [rows, attention_width] -> [rows, attention_width]."""
         caches = (f"cross_key_{layer}", f"cross_value_{layer}")
         single = self._graph.op("Reshape", query, self._graph.constant([-1, 1, self._width]))
         last = [self._last_of(cache) for cache in caches]
@@ -96,7 +94,7 @@ class OrtStepAttention:
         )
 
     def _last_of(self, cache: str) -> str:
-        """What a cache holds at each row's last source token: [rows, 1, d_model]."""
+        """What a cache holds at each row's last source token: [rows, 1, attention_width]."""
         gathered = self._graph.op("GatherND", cache, self._last_index, batch_dims=2)
         return self._graph.op("Reshape", gathered, self._graph.constant([-1, 1, self._width]))
 
@@ -105,8 +103,12 @@ class OrtStepAttention:
             "GroupQueryAttention",
             inputs,
             outputs=(None, *present),
-            domain=MICROSOFT,
-            num_heads=self._heads,
-            kv_num_heads=self._heads,
+            **self._operator,
         )
         return self._graph.op("Reshape", attended, self._graph.constant([-1, self._width]))
+
+
+def _operator(dims: ModelDimensions, scale: float | None) -> dict[str, Any]:
+    """What every attention node has in common; no scale: the operator's own, by the width of a head."""
+    common = {"domain": MICROSOFT, "num_heads": dims.heads, "kv_num_heads": dims.heads}
+    return common if scale is None else {**common, "scale": scale}

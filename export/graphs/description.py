@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.contract import VOCAB_BLOCK, ModelDimensions
+from export.contract import HEAD_DIM_MULTIPLE, VOCAB_BLOCK, ModelDimensions
 from model.attention import MultiHeadAttention
 from model.config import Activation, NormPlacement, Suppression
 from model.transformer import DecoderLayer, Embedding, EncoderLayer, Transformer
@@ -47,12 +47,12 @@ class Attention:
 
     @property
     def query_key_value(self) -> Linear:
-        """The three input projections as one: [3 * d_model, d_model]."""
+        """The three input projections as one: [3 * attention_width, d_model]."""
         return _stacked(self.query, self.key, self.value)
 
     @property
     def key_value(self) -> Linear:
-        """Keys and values as one: [2 * d_model, d_model]."""
+        """Keys and values as one: [2 * attention_width, d_model]."""
         return _stacked(self.key, self.value)
 
 
@@ -86,6 +86,7 @@ class ModelDescription:
     Attributes:
         dims: sizes.
         activation: of the feed-forward sub-layer.
+        attention_scale: what scores are multiplied by; None: 1 / sqrt(head_dim), as no head is padded.
         pre_norm: norms before each sub-layer instead of after each residual sum.
         suppressed_ids: tokens that heads never select.
         source: embedding of the encoder.
@@ -100,6 +101,7 @@ class ModelDescription:
 
     dims: ModelDimensions
     activation: Activation
+    attention_scale: float | None
     pre_norm: bool
     suppressed_ids: tuple[int, ...]
     source: EmbeddingTables
@@ -118,7 +120,7 @@ def dimensions_of(model: Transformer) -> ModelDimensions:
         encoder_layers=config.encoder_layers,
         decoder_layers=config.decoder_layers,
         heads=config.heads,
-        head_dim=config.head_dim,
+        head_dim=-(-config.head_dim // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE,
         d_model=config.d_model,
         source_vocab=config.source_vocab_size,
         target_vocab=config.target_vocab_size,
@@ -133,6 +135,7 @@ def describe(model: Transformer, *, positions: int) -> ModelDescription:
     return ModelDescription(
         dims=dims,
         activation=config.activation,
+        attention_scale=None if dims.head_dim == config.head_dim else config.head_dim**-0.5,
         pre_norm=config.norm is NormPlacement.PRE,
         suppressed_ids=config.suppressed_ids,
         source=_embedding(model.source_embedding, positions=positions),
@@ -168,12 +171,29 @@ def _optional_norm(norm: nn.Module) -> Norm | None:
 
 
 def _attention(attention: MultiHeadAttention) -> Attention:
-    return Attention(
-        query=_linear(attention.query),
-        key=_linear(attention.key),
-        value=_linear(attention.value),
-        output=_linear(attention.output),
+    query, key, value = (
+        _padded_heads(_linear(part), attention.heads) for part in (attention.query, attention.key, attention.value)
     )
+    output = _linear(attention.output)
+    widened = _padded_heads(Linear(output.weight.T, None), attention.heads)
+    return Attention(
+        query=query, key=key, value=value, output=Linear(np.ascontiguousarray(widened.weight.T), output.bias)
+    )
+
+
+def _padded_heads(linear: Linear, heads: int) -> Linear:
+    """A projection whose heads are padded with zero rows to a whole multiple of ``HEAD_DIM_MULTIPLE``."""
+    head_dim = len(linear.weight) // heads
+    missing = -head_dim % HEAD_DIM_MULTIPLE
+    if not missing:
+        return linear
+
+    def pad(values: Weights) -> Weights:
+        apart = values.reshape(heads, head_dim, *values.shape[1:])
+        padded = np.pad(apart, ((0, 0), (0, missing), *((0, 0) for _ in values.shape[1:])))
+        return padded.reshape(-1, *values.shape[1:])
+
+    return Linear(pad(linear.weight), None if linear.bias is None else pad(linear.bias))
 
 
 def _encoder_layer(layer: nn.Module) -> Layer:

@@ -25,7 +25,7 @@ def build_encoder(model: ModelDescription, weights: WeightFile, linear: LinearEm
     dims = model.dims
     graph = GraphBuilder("encoder", contract=encoder_contract(dims), weights=weights)
     emit = _Emitter(graph, model, linear)
-    attention = OrtEncoderAttention(graph, dims)
+    attention = OrtEncoderAttention(graph, dims, scale=model.attention_scale)
     src_len = graph.op("Shape", "tokens", start=1, end=2)
     places = graph.op("Range", graph.constant(0), graph.op("Squeeze", src_len), graph.constant(1))
     embedded = emit.embed("source", model.source, tokens="tokens", positions=places)
@@ -50,7 +50,7 @@ def build_step(model: ModelDescription, weights: WeightFile, linear: LinearEmitt
     dims = model.dims
     graph = GraphBuilder("step", contract=step_contract(dims), weights=weights)
     emit = _Emitter(graph, model, linear)
-    attention = OrtStepAttention(graph, dims)
+    attention = OrtStepAttention(graph, dims, scale=model.attention_scale)
     x = emit.embed("target", model.target, tokens="tokens", positions="positions")
     for number, layer in enumerate(model.decoder):
         name = f"decoder.{number}"

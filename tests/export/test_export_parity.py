@@ -35,6 +35,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "mbart": {"norm": "pre", "positions": "learned", "embedding_norm": True, "output_bias": True},
     "torch": {"norm": "post", "final_norm": True, "tied_embeddings": "none", "output_bias": True},
     "pre-without-final-norm": {"norm": "pre", "final_norm": False},
+    "heads-of-4": {"heads": 8},
+    "heads-of-12": {"d_model": 48, "heads": 4, "norm": "pre", "output_bias": True},
+    "heads-of-2": {"heads": 16},
     "wide-epsilon": {"layer_norm_epsilon": 1e-3, "d_model": 96, "heads": 2, "ffn_dim": 200},
 }
 

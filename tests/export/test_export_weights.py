@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from export.bundle import Bundle
-from export.errors import ExportError
 from export.graphs.weight_file import WEIGHTS_FILE, WeightFile, smallest_lossless
 from export.runners.ort_cpu import OrtCpuRunner
 from tests.export.tiny import export_model, random_model
@@ -90,8 +89,3 @@ def test_a_bundle_on_a_read_only_mount_is_served(tmp_path: Path) -> None:
     finally:
         for folder in folders:
             folder.chmod(0o755)
-
-
-def test_a_head_width_that_the_operator_cannot_do_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="head_dim: got 4, wanted a multiple of 8"):
-        export_model(random_model(heads=8), tmp_path / "bundle")

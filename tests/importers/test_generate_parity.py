@@ -149,12 +149,12 @@ DRAWINGS = {
         generation={**never(1), "early_stopping": True, "num_beams": 5, "max_length": 200},
         languages=("en_XX", "fr_XX"),
     ),
-    "mbart-untied-swish": Drawing(
+    "mbart-untied-swish-heads-of-6": Drawing(
         toolkit="bart",
         kind="MBart",
         seed=13,
         config={
-            **sizes(48, 6, (2, 1), 72, 199),
+            **sizes(48, 8, (2, 1), 72, 199),
             "activation_function": "swish",
             "tie_word_embeddings": False,
             "decoder_start_token_id": 2,
