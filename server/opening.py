@@ -142,6 +142,6 @@ def _warm_up(model: ServedModel, bundle: Bundle) -> None:
     except (ExamError, BundleError) as error:
         raise NotServableError(f"{bundle.path}: warm-up exam: {error}") from error
     thresholds = Thresholds.for_warm_up(model.runner.precision, model.exam)
-    missed = [figure.complaint() for figure in result.judged(thresholds) if not figure.holds]
+    missed = [figure.complaint(name_option=False) for figure in result.judged(thresholds) if not figure.holds]
     if missed:
         raise NotServableError(f"{bundle.path}: warm-up exam failed: {'; '.join(missed)}")

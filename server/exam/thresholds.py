@@ -46,11 +46,11 @@ class Judged:
         """Whether what was asked was reached."""
         return (self.least is None or self.got >= self.least) and (self.most is None or self.got <= self.most)
 
-    def complaint(self) -> str:
-        """What was measured and what was wanted, for a figure that does not hold."""
+    def complaint(self, *, name_option: bool = True) -> str:
+        """What was measured and what was wanted, for a figure that does not hold; ``verify`` names the flag as well."""
         limit, word = (self.most, "most") if self.least is None or self.got >= self.least else (self.least, "least")
         assert limit is not None, "only what was asked can be missed"
-        option = f" ({self.option})" if self.option else ""
+        option = f" ({self.option})" if self.option and name_option else ""
         return f"{self.name} {_told_apart(self.got, limit)}, wanted at {word} {limit:g}{option}"
 
 
