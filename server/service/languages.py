@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
 from server.models import KnownModel
@@ -39,24 +39,32 @@ class LanguageRequest(Protocol):
 def match_language(wanted: str, served: Iterable[str], aliases: Mapping[str, str] | None = None) -> str | None:
     """The served code that a language code asks for, by lookup as in RFC 4647, section 3.4; None: none does.
 
-    Case does not matter, and subtags that no served code has are dropped from the end: ``en-US`` finds ``en``.
+    Case does not matter, and subtags that no served code has are dropped from the end: ``en-US`` finds ``en``. Of codes
+    that differ in case, hyphen and underscore alone the one that is spelt like ``wanted`` is found, else the first.
 
     Args:
         wanted: a BCP-47 code, or one of the model's own.
         served: what the model serves.
         aliases: the model's own codes and what they stand for; a served code comes before an alias that is spelt alike.
     """
-    served = set(served)
-    if wanted in served:
+    exact = {code: code for code in served}
+    if wanted in exact:
         return wanted
-    by_key = {_key(own): code for own, code in (aliases or {}).items() if code in served}
-    by_key |= {_key(code): code for code in served}
-    subtags = _key(wanted).split("-")
-    while subtags:
-        if found := by_key.get("-".join(subtags)):
+    exact |= {own: code for own, code in (aliases or {}).items() if code in exact and own not in exact}
+    alike: dict[str, str] = {}
+    for spelling, code in exact.items():
+        alike.setdefault(_key(spelling), code)
+    for spelling in _shortened(wanted):
+        if found := exact.get(spelling) or alike.get(_key(spelling)):
             return found
-        subtags.pop()
     return None
+
+
+def _shortened(code: str) -> Iterator[str]:
+    """``code`` as it is, without its last subtag, and so on down to its language."""
+    while code:
+        yield code
+        code = code[: max(code.rfind("-"), code.rfind("_"), 0)]
 
 
 def _key(code: str) -> str:

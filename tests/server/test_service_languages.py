@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,32 @@ def test_language_lookup(wanted: str, served: tuple[str, ...], found: str | None
 
 def test_a_served_code_comes_before_an_alias_that_is_spelt_alike() -> None:
     assert match_language("zh", ("zh", "zh-Hant"), {"ZH": "zh-Hant"}) == "zh"
+
+
+ALIKE = ("pt", "pt_br", "pt_BR", "pt-PT")
+ALIKE_ALIASES = {"POR_br": "pt_br", "por_BR": "pt_BR", "pt-pt": "pt"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("pt_BR", "pt_BR"),
+        ("pt_BR-x-fiction", "pt_BR"),
+        ("pt_br", "pt_br"),
+        ("pt-BR", "pt_br"),  # the first that differs in case and hyphen alone
+        ("por_BR", "pt_BR"),
+        ("por-BR", "pt_br"),
+        ("pt-pt", "pt"),
+        ("PT-PT", "pt-PT"),
+    ],
+)
+def test_an_exact_spelling_comes_first_then_the_manifests_order(wanted: str, found: str) -> None:
+    assert match_language(wanted, ALIKE, ALIKE_ALIASES) == found
+
+
+def test_the_order_of_the_codes_decides_among_those_spelt_alike() -> None:
+    orders = list(itertools.permutations(ALIKE[1:3]))
+    assert [match_language("pt-BR", ("pt", *codes)) for codes in orders] == [codes[0] for codes in orders]
 
 
 def tokenizer_of(plain: Tokenizer, folder: Path, **changes: Any) -> Tokenizer:
