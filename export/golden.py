@@ -144,7 +144,7 @@ def _ask(
     source_ids = _encode(checkpoint, question)
     if len(source_ids) > max_source_tokens:
         raise _fault(question, f"got {len(source_ids)} tokens, wanted at most {max_source_tokens}")
-    target_language = _language("target", question.target_language, question, checkpoint.card.target_languages)
+    target_language = _language("target", question, checkpoint)
     options = BeamOptions(
         beam_size=BEAM_SIZE,
         length_penalty=decoding.length_penalty,
@@ -170,21 +170,22 @@ def _rules(options: BeamOptions, forced_ids: tuple[int, ...]) -> ReferenceOption
 
 
 def _encode(checkpoint: Checkpoint, question: Question) -> list[int]:
-    card = checkpoint.card
     return checkpoint.tokenizer.encode(
         question.source,
-        source_language=_language("source", question.source_language, question, card.source_languages),
-        target_language=_language("target", question.target_language, question, card.target_languages),
+        source_language=_language("source", question, checkpoint),
+        target_language=_language("target", question, checkpoint),
     )
 
 
-def _language(side: str, code: str, question: Question, served: tuple[str, ...]) -> str:
-    if code in served:
-        return code
-    if not code and len(served) == 1:
-        return served[0]
-    got = repr(code) if code else "none"
+def _language(side: str, question: Question, checkpoint: Checkpoint) -> str:
+    """The served code of a question's language, which may be given as the model's own."""
     field = f"{side}_language"
+    code: str = getattr(question, field)
+    served: tuple[str, ...] = getattr(checkpoint.card, f"{field}s")
+    asked = checkpoint.tokenizer.language_aliases.get(code, code) or (served[0] if len(served) == 1 else "")
+    if asked in served:
+        return asked
+    got = repr(code) if code else "none"
     raise _fault(question, f"{field}: got {got}, wanted one of {', '.join(served)}, given in a .jsonl file as {field}")
 
 

@@ -17,13 +17,15 @@ from safetensors.torch import save_file
 from model.config import ConfigError, TransformerConfig
 from model.tokenizer import Tokenizer
 from model.transformer import Transformer
-from model.weights import CheckpointError, copy_weights, read_weights, unique_parameters
+from model.weight_files import CheckpointError, read_weights
+from model.weights import check_size, copy_weights, unique_parameters
 
 __all__ = ["Checkpoint", "CheckpointError", "ModelCard", "check_vocabulary", "load_checkpoint", "save_checkpoint"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FOLDER = "tokenizer"
+_CODE = re.compile(r"[A-Za-z0-9]+(?:[-_][A-Za-z0-9]+)*")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -52,8 +54,9 @@ class ModelCard:
             raise ConfigError(f"name: got {self.name!r}, wanted lower-case letters, digits and . _ - as in en-de")
         for name in ("source_languages", "target_languages"):
             codes = values[name]
-            if not isinstance(codes, tuple) or not codes or not all(isinstance(code, str) and code for code in codes):
-                raise ConfigError(f"{name}: got {codes!r}, wanted at least one code")
+            fits = isinstance(codes, tuple) and all(isinstance(code, str) and _CODE.fullmatch(code) for code in codes)
+            if not fits or not codes or len(set(codes)) < len(codes):
+                raise ConfigError(f"{name}: got {codes!r}, wanted at least one code like en or zh-Hant, none twice")
         if not isinstance(values["license_note"], str):
             raise ConfigError(f"license_note: got {self.license_note!r}, wanted a text")
         if not isinstance(values["decoding"], dict):
@@ -144,6 +147,9 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: {error}") from error
     tokenizer = Tokenizer.load(directory / TOKENIZER_FOLDER)
     check_vocabulary(tokenizer, transformer, where=str(directory))
+    weights = directory / WEIGHTS_FILE
+    stored = read_weights(weights)
+    check_size(transformer, stored, where=str(weights))
     model = Transformer(transformer)
-    copy_weights(model, read_weights(directory / WEIGHTS_FILE), where=str(directory / WEIGHTS_FILE))
+    copy_weights(model, stored, where=str(weights))
     return Checkpoint(model.eval(), tokenizer, card)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
+_MOST_POSITIONS = 1 << 16
 _FAMILY = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -169,6 +170,8 @@ class TransformerConfig:
                 raise ConfigError(f"{field}: got {got!r}, wanted an integer of at least {least}")
         if self.d_model % self.heads:
             raise ConfigError(f"d_model: got {self.d_model}, wanted a multiple of heads = {self.heads}")
+        if self.max_positions + self.position_offset > _MOST_POSITIONS:
+            raise ConfigError(f"max_positions: got {self.max_positions}, wanted at most {_MOST_POSITIONS}")
         learned = self.positions is Positions.LEARNED
         if not learned and (self.d_model % 2 or self.d_model < 4):
             raise ConfigError(f"d_model: got {self.d_model}, wanted an even number of at least 4 for sinusoids")

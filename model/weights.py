@@ -1,32 +1,19 @@
-"""Tensors of a file into a model: every one that is missing, unexpected or misshapen is named.
-
-Files are read as safetensors, or by ``torch.load`` with ``weights_only``: nothing in them is ever executed.
-"""
+"""Tensors of a file into a model: every one that is missing, unexpected or misshapen is named."""
 
 from __future__ import annotations
 
-import json
-import pickle
-import re
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Size, Tensor
 
+from model.config import Positions, TransformerConfig
 from model.transformer import Transformer
+from model.weight_files import CheckpointError
 
-SAFETENSORS_SUFFIX = ".safetensors"
-_HF_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing, unreadable or does not fit its own configuration."""
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOAT_NAMES = "float16, bfloat16, float32 or float64"
 
 
 @dataclass(frozen=True)
@@ -99,21 +86,15 @@ def copy_weights(
     copies, tables = copies or {}, tables or {}
     wanted = unique_parameters(model)
     places = {name: Origin(name) if origins is None else origins[name] for name in wanted}
-    faults = []
-    for name, tensor in wanted.items():
-        place = places[name]
-        shape = place.shape_there(tensor.shape)
-        if place.key not in stored:
-            faults += [] if place.zeros_if_missing else [f"missing {place.key}, wanted {shape}"]
-        elif list(stored[place.key].shape) != shape:
-            faults.append(f"{place.key}: got {list(stored[place.key].shape)}, wanted {shape}")
-        elif not bool(stored[place.key].isfinite().all()):
-            faults.append(f"{place.key}: got values that are not finite")
-    known = {place.key for place in places.values()}.union(passed_over, copies, tables)
-    faults += [f"unexpected {key} {list(stored[key].shape)}" for key in stored if key not in known]
-    faults += [*_different_copies(stored, copies), *_different_tables(stored, tables)]
+    known = {place.key for place in places.values()}.union(copies, tables)
+    faults = [f"unexpected {key} {_shape(stored[key])}" for key in stored if key not in known.union(passed_over)]
+    faults += [fault for key in sorted(known & set(stored)) if (fault := _strange(key, stored[key]))]
+    if not any(_strange(key, stored[key]) for key in known & set(stored)):
+        faults += [*_different_copies(stored, copies), *_different_tables(stored, tables)]
+    faults += _misfits(stored, wanted, places)
     if faults:
-        raise CheckpointError(f"{where} does not fit its configuration: {'; '.join(sorted(set(faults)))}")
+        listed = _printable("; ".join(sorted(set(faults))))
+        raise CheckpointError(f"{where} does not fit its configuration: {listed}")
     with torch.no_grad():
         for name, tensor in wanted.items():
             place = places[name]
@@ -123,9 +104,73 @@ def copy_weights(
                 tensor.zero_()
 
 
+def check_size(config: TransformerConfig, stored: Mapping[str, Tensor], *, where: str) -> None:
+    """Hold that a file can hold a model of this size at all, before one of that size is built.
+
+    Raises:
+        CheckpointError: a size is far beyond what the file holds.
+    """
+    layers = config.encoder_layers + config.decoder_layers
+    if layers > len(stored):
+        raise CheckpointError(
+            f"{where}: encoder_layers + decoder_layers: got {layers}, but {len(stored)} tensors in all"
+        )
+    held = sum(tensor.numel() for tensor in stored.values() if tensor.layout is torch.strided)
+    matrices = {
+        "source_vocab_size * d_model": config.source_vocab_size * config.d_model,
+        "target_vocab_size * d_model": config.target_vocab_size * config.d_model,
+        "ffn_dim * d_model": config.ffn_dim * config.d_model,
+        "d_model * d_model": config.d_model * config.d_model,
+    }
+    if config.positions is Positions.LEARNED:
+        matrices["max_positions * d_model"] = config.max_positions * config.d_model
+    for name, size in matrices.items():
+        if size > held:
+            raise CheckpointError(f"{where}: {name}: got {size}, but {held} weights in all")
+
+
+def _strange(key: str, tensor: Tensor) -> str:
+    """What keeps a tensor from being read as plain floating-point numbers; empty: nothing."""
+    kinds = []
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        kinds.append("nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch."))
+    if tensor.device.type != "cpu":
+        kinds.append(f"on {tensor.device}")
+    if tensor.dtype not in _FLOATS:
+        kinds.append(str(tensor.dtype).removeprefix("torch."))
+    return f"{key}: got {', '.join(kinds)}, wanted plain {_FLOAT_NAMES}" if kinds else ""
+
+
+def _misfits(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor], places: Mapping[str, Origin]) -> Iterator[str]:
+    for name, tensor in wanted.items():
+        place = places[name]
+        shape = place.shape_there(tensor.shape)
+        if place.key not in stored:
+            if not place.zeros_if_missing:
+                yield f"missing {place.key}, wanted {shape}"
+            continue
+        got = stored[place.key]
+        if _strange(place.key, got):
+            continue
+        if list(got.shape) != shape:
+            yield f"{place.key}: got {list(got.shape)}, wanted {shape}"
+        elif not bool(got.to(tensor.dtype).isfinite().all()):
+            yield f"{place.key}: got values that are not finite"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "nested" if tensor.is_nested else str(list(tensor.shape))
+
+
+def _printable(text: str) -> str:
+    """``text`` without line breaks and terminal codes that stood in a file."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def _different_copies(stored: Mapping[str, Tensor], copies: Mapping[str, str]) -> Iterator[str]:
     for key, original in copies.items():
-        if key in stored and original in stored and not torch.equal(stored[key], stored[original]):
+        both = key in stored and original in stored
+        if both and not torch.equal(stored[key].float(), stored[original].float()):
             yield f"{key}: got values of its own, wanted those of {original}, to which the configuration ties it"
 
 
@@ -138,88 +183,3 @@ def _different_tables(stored: Mapping[str, Tensor], tables: Mapping[str, Tensor]
             yield f"{key}: got {list(got.shape)}, wanted {list(wanted.shape)}"
         elif not torch.allclose(got.float(), wanted, atol=1e-5 if got.dtype == torch.float32 else 1e-2):
             yield f"{key}: got other values than the fixed ones of this family"
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file: safetensors by its suffix, anything else as ``torch.save`` wrote it.
-
-    Raises:
-        CheckpointError: it cannot be read, is cut short, or holds anything but tensors by name.
-    """
-    if path.suffix == SAFETENSORS_SUFFIX:
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path}: {_one_line(error)}") from error
-    values = read_saved(path)
-    if not isinstance(values, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in values.items()
-    ):
-        raise CheckpointError(f"{path}: got {_describe(values)}, wanted tensors by name")
-    return dict(values)
-
-
-def read_saved(path: Path) -> Any:
-    """What ``torch.save`` wrote, as far as it is tensors and plain values.
-
-    Raises:
-        CheckpointError: it cannot be read, or would have to run code.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols that torch.save itself does not write
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"asks for {asked.group(1)}, which may run code" if asked else "is no plain file of tensors"
-        raise CheckpointError(f"{path}: {what}; wanted tensors only") from error
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        # What the readers of damaged archives and pickles raise.
-        raise CheckpointError(f"{path}: damaged: {_one_line(error)}") from error
-
-
-def read_directory(directory: Path) -> dict[str, Tensor]:
-    """The tensors of a Hugging Face directory, in one file or several; safetensors come before ``.bin``.
-
-    Raises:
-        CheckpointError: there are none, or a file cannot be read.
-    """
-    for name in _HF_FILES:
-        path = directory / name
-        if path.is_file():
-            return _read_shards(path) if path.suffix == ".json" else read_weights(path)
-    raise CheckpointError(f"{directory}: got no weights, wanted one of {', '.join(_HF_FILES)}")
-
-
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(files.values()))
-        plain = all(name and Path(name).name == name and name != ".." for name in names)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: got no weight_map of tensor names and file names") from error
-    if not plain:
-        raise CheckpointError(f"{index}: got {names}, wanted names of files beside it")
-    stored: dict[str, Tensor] = {}
-    for name in names:
-        stored |= read_weights(index.parent / name)
-    lost = sorted(set(files) - set(stored))
-    if lost:
-        raise CheckpointError(f"{index}: its files lack {', '.join(lost)}")
-    return stored
-
-
-def _describe(values: object) -> str:
-    if not isinstance(values, dict):
-        return type(values).__name__
-    others = sorted(
-        {f"{key}: {type(value).__name__}" for key, value in values.items() if not isinstance(value, Tensor)}
-    )
-    return f"entries that are no tensors ({', '.join(others[:5])})"
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

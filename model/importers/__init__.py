@@ -16,7 +16,7 @@ from model.importers.card import Naming
 from model.importers.marian import read_marian
 from model.importers.nllb import read_nllb
 from model.importers.torch_transformer import read_torch
-from model.weights import CheckpointError
+from model.weight_files import CheckpointError
 
 __all__ = ["IMPORTERS", "Naming", "import_checkpoint"]
 

@@ -30,7 +30,8 @@ from model.importers.huggingface import (
 )
 from model.importers.tokenizers import bart_tokenizer, mbart50_tokenizer
 from model.tokenizer import Tokenizer
-from model.weights import CheckpointError, Origin
+from model.weight_files import CheckpointError
+from model.weights import Origin
 
 _UNUSED_POSITIONS = 2
 _EMBEDDING_NORMS = {

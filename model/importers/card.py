@@ -9,7 +9,7 @@ from typing import Any
 
 from model.checkpoint import ModelCard
 from model.config import ConfigError
-from model.weights import CheckpointError
+from model.weight_files import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from model.config import Suppression
 from model.importers.settings import Settings
-from model.weights import CheckpointError
+from model.weight_files import CheckpointError
 
 _FILE = "generation_config.json"
 # Settings that change the output and are not known to our searches, each with the value that changes nothing.

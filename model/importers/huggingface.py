@@ -17,7 +17,8 @@ from model.importers.generation import Generation, read_generation
 from model.importers.settings import Settings
 from model.tokenizer import Tokenizer
 from model.transformer import Transformer
-from model.weights import CheckpointError, Origin, copy_weights, read_directory
+from model.weight_files import CheckpointError, read_directory
+from model.weights import Origin, check_size, copy_weights
 
 _ACTIVATIONS = {
     "relu": Activation.RELU,
@@ -214,6 +215,7 @@ def assemble(
     Raises:
         CheckpointError: a tensor is missing, unexpected or misshapen, or contradicts another; all are listed.
     """
+    check_size(config, stored, where=str(directory.path))
     model = Transformer(config)
     places = {**layer_origins(config), **embeddings.origins, **origins}
     if config.output_bias:

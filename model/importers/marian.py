@@ -24,6 +24,7 @@ from model.importers.huggingface import (
 )
 from model.importers.tokenizers import marian_tokenizer, served_code
 from model.transformer import sinusoidal_positions
+from model.weight_files import CheckpointError
 
 POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 
@@ -36,6 +37,10 @@ def read_marian(path: Path, naming: Naming) -> Checkpoint:
         TokenizerError: its tokenizer cannot be read.
     """
     directory = open_directory(path, model_types=("marian",))
+    if directory.generation.forced_ids:
+        raise CheckpointError(
+            f"{path}: forced_bos_token_id: got {directory.generation.forced_ids[0]}, wanted none for a Marian model"
+        )
     tokenizer = marian_tokenizer(path)
     settings = directory.config
     stored = read_stored(directory)

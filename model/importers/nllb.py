@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
+
 from model.checkpoint import Checkpoint
-from model.config import NormPlacement, Positions
+from model.config import NormPlacement, Positions, TransformerConfig
 from model.importers.card import Naming
 from model.importers.huggingface import (
     FINAL_NORMS,
@@ -26,6 +28,10 @@ from model.importers.huggingface import (
     token_languages,
 )
 from model.importers.tokenizers import m2m100_tokenizer, nllb_tokenizer
+from model.transformer import sinusoidal_positions
+
+# Old files hold the table that is computed today.
+_POSITIONS = ("model.encoder.embed_positions.weights", "model.decoder.embed_positions.weights")
 
 
 def read_nllb(path: Path, naming: Naming) -> Checkpoint:
@@ -53,7 +59,14 @@ def read_nllb(path: Path, naming: Naming) -> Checkpoint:
         scale_embeddings=settings.flag("scale_embedding", True),
         family="m2m100",
     )
-    model = assemble(directory, stored, config=config, origins=pair_origins(FINAL_NORMS), embeddings=embeddings)
+    model = assemble(
+        directory,
+        stored,
+        config=config,
+        origins=pair_origins(FINAL_NORMS),
+        embeddings=embeddings,
+        tables=dict.fromkeys(_POSITIONS, _stored_positions(config)),
+    )
     card = read_card(
         directory,
         naming,
@@ -61,3 +74,12 @@ def read_nllb(path: Path, naming: Naming) -> Checkpoint:
         targets=target_languages(directory, tokenizer),
     )
     return finish(directory, model, tokenizer, card)
+
+
+def _stored_positions(config: TransformerConfig) -> Tensor:
+    """The table as fairseq kept it: positions before the first token's too, the padding token's zero."""
+    first = config.position_offset
+    table = sinusoidal_positions(config.positions, first=0, count=config.max_positions + 2, d_model=config.d_model)
+    if first - 1 < len(table):
+        table[first - 1] = 0.0
+    return table

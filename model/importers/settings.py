@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.weights import CheckpointError
+from model.weight_files import CheckpointError
 
 
 class Settings:
@@ -29,6 +29,8 @@ class Settings:
         Raises:
             CheckpointError: it cannot be read, or is no JSON object.
         """
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path}: got something that is no plain file, wanted a JSON object")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:

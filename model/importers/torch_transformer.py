@@ -35,7 +35,8 @@ from model.importers.settings import Settings
 from model.tokenizer import Kind, Part, Tokenizer, TokenizerConfig
 from model.tokenizer.pieces import PieceSegmenter, read_model_file
 from model.transformer import Transformer
-from model.weights import SAFETENSORS_SUFFIX, CheckpointError, Origin, copy_weights, read_saved, read_weights
+from model.weight_files import SAFETENSORS_SUFFIX, CheckpointError, read_saved, read_weights
+from model.weights import Origin, check_size, copy_weights
 
 # What "keys" may name, and what it is where it does not.
 _KEYS = {
@@ -80,6 +81,7 @@ def read_torch(path: Path, naming: Naming) -> Checkpoint:
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{settings.where}: transformer: {error}") from error
     stored = _read_state_dict(path, settings)
+    check_size(config, stored, where=str(path))
     model = Transformer(config)
     origins, copies = _origins(model, settings, stored)
     copy_weights(

@@ -19,6 +19,8 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         TokenizerError: it cannot be read.
     """
+    if path.exists() and not path.is_file():
+        raise TokenizerError(f"{path}: got something that is no plain file")
     try:
         return path.read_bytes()
     except OSError as error:

@@ -27,7 +27,8 @@ from model.training.recipe import Recipe
 from model.training.schedule import learning_rate
 from model.training.validation import validate
 from model.transformer import Transformer
-from model.weights import copy_weights, read_weights, unique_parameters
+from model.weight_files import read_weights
+from model.weights import copy_weights, unique_parameters
 
 _STATE_FILE = "state.safetensors"
 _SAVE_EVERY_S = 120.0

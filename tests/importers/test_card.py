@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model.importers.card import Languages, Naming, make_card
-from model.weights import CheckpointError
+from model.weight_files import CheckpointError
 
 TOKENS = Languages(named=("de", "fr"), closed=True, aliases={"fra_Latn": "fr"})
 

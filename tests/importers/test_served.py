@@ -64,7 +64,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         bundle = root / "bundles" / family.drawing
         golden = root / "golden.jsonl"
         _name_languages(family, source)
-        question = {"source": LINES[0], "source_language": family.codes[0], "target_language": family.codes[1]}
+        question = {"source": LINES[0], "source_language": family.own[0], "target_language": family.codes[1]}
         golden.write_text(json.dumps(question) + "\n")
         assert main(["import", drawing.toolkit, str(source), "--out", str(checkpoint), *family.flags]) == 0
         assert main(["export", str(checkpoint), "--out", str(bundle), "--golden", str(golden)]) == 0

@@ -213,12 +213,13 @@ def _metaspace_tokenizer(
     vocab = _ids(subwords.pieces)
     languages = {token: token_id for token, token_id in special.added.items() if pattern.fullmatch(token)}
     if not languages and (directory / TOKENIZER_JSON).exists():
-        languages = {token: vocab[token] for token in (*special.listed, *family) if token in vocab}
+        named = (token for token in (*special.listed, *family) if pattern.fullmatch(token))
+        languages = {token: vocab[token] for token in named if token in vocab}
     elif not languages:
         # fairseq's order: the family's languages behind the pieces, then the mask token.
         fixed = {token: len(vocab) + place for place, token in enumerate(family)}
-        named = [token for token in special.listed if pattern.fullmatch(token)] or family
-        languages = _with_ids({token: fixed.get(token) for token in named}, taken=(), where=special.where)
+        tokens = [token for token in special.listed if pattern.fullmatch(token)] or family
+        languages = _with_ids({token: fixed.get(token) for token in tokens}, taken=(), where=special.where)
     if not languages:
         raise TokenizerError(f"{directory}: got no language among the added tokens, wanted some like {family[0]}")
     special.check(vocab, languages=languages)
