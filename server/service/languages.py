@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple, Protocol, TypeVar
 
@@ -13,6 +14,11 @@ SIDES: tuple[Side, Side] = ("source", "target")
 
 # A model may serve hundreds of languages, and the metadata of a failed call has room for 8 KiB.
 _MOST_LISTED = 48
+
+# Two codes of one language: by Chinese, BCP-47 means Mandarin unless it says otherwise.
+_TWINS = {"zh": "cmn", "cmn": "zh"}
+# Where Chinese is written in the traditional script.
+_HANT_REGIONS = ("tw", "hk", "mo")
 
 _Known = TypeVar("_Known", bound=KnownModel)
 
@@ -42,6 +48,10 @@ def match_language(wanted: str, served: Iterable[str], aliases: Mapping[str, str
     Case does not matter, and subtags that no served code has are dropped from the end: ``en-US`` finds ``en``. Of codes
     that differ in case, hyphen and underscore alone the one that is spelt like ``wanted`` is found, else the first.
 
+    A script is not dropped where another served code of the language tells its script: ``sr-Latn`` finds no ``sr``
+    beside ``sr-Cyrl``, but ``en-Latn`` finds ``en``. ``zh-TW`` asks for ``zh-Hant`` too. With a script, ``zh`` and
+    ``cmn`` find each other.
+
     Args:
         wanted: a BCP-47 code, or one of the model's own.
         served: what the model serves.
@@ -50,14 +60,26 @@ def match_language(wanted: str, served: Iterable[str], aliases: Mapping[str, str
     exact = {code: code for code in served}
     if wanted in exact:
         return wanted
+    codes = tuple(exact)
     exact |= {own: code for own, code in (aliases or {}).items() if code in exact and own not in exact}
     alike: dict[str, str] = {}
     for spelling, code in exact.items():
         alike.setdefault(_key(spelling), code)
-    for spelling in _shortened(wanted):
-        if found := exact.get(spelling) or alike.get(_key(spelling)):
-            return found
-    return None
+
+    def first(spellings: Iterable[str]) -> str | None:
+        found = (exact.get(spelling) or alike.get(_key(spelling)) for spelling in spellings)
+        return next(filter(None, found), None)
+
+    ranges = [*_shortened(wanted)]
+    script, place = _script(wanted)
+    if not script:
+        return first(ranges)
+    language = _language(wanted)
+    languages = (language, _TWINS.get(language, language))
+    in_script = first([*ranges[: len(ranges) - place], *(f"{one}-{script}" for one in languages)])
+    if in_script or any(_language(code) in languages and _script(code)[0] for code in codes):
+        return in_script
+    return first(ranges)
 
 
 def _shortened(code: str) -> Iterator[str]:
@@ -65,6 +87,23 @@ def _shortened(code: str) -> Iterator[str]:
     while code:
         yield code
         code = code[: max(code.rfind("-"), code.rfind("_"), 0)]
+
+
+def _language(code: str) -> str:
+    return _key(code).partition("-")[0]
+
+
+def _script(code: str) -> tuple[str, int]:
+    """The script that a code names, or its region implies, and which subtag says so; empty: neither does."""
+    language, *subtags = _key(code).split("-")
+    # A single letter begins an extension, or what is private.
+    subtags = [*itertools.takewhile(lambda subtag: len(subtag) > 1, subtags)]
+    for place, subtag in enumerate(subtags, start=1):
+        if len(subtag) == 4 and subtag.isalpha():
+            return subtag, place
+    regions = (place for place, subtag in enumerate(subtags, start=1) if subtag in _HANT_REGIONS)
+    place = next(regions, 0) if language in _TWINS else 0
+    return ("hant", place) if place else ("", 0)
 
 
 def _key(code: str) -> str:

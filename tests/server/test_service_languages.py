@@ -82,6 +82,52 @@ def test_the_order_of_the_codes_decides_among_those_spelt_alike() -> None:
     assert [match_language("pt-BR", ("pt", *codes)) for codes in orders] == [codes[0] for codes in orders]
 
 
+BOTH_SCRIPTS = ("cmn-Hans", "cmn-Hant", "zh")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "served", "found"),
+    [
+        ("zh-Hant", BOTH_SCRIPTS, "cmn-Hant"),
+        ("zh_hans", BOTH_SCRIPTS, "cmn-Hans"),
+        ("zh-Hant-HK", BOTH_SCRIPTS, "cmn-Hant"),
+        ("zh-cmn-Hant-HK", BOTH_SCRIPTS, "cmn-Hant"),
+        ("cmn-Hant", ("zh-Hans", "zh-Hant"), "zh-Hant"),
+        ("zh", BOTH_SCRIPTS, "zh"),
+        ("zh-CN", BOTH_SCRIPTS, "zh"),
+        ("zh-TW", BOTH_SCRIPTS, "cmn-Hant"),
+        ("zh-HK-x-fiction", BOTH_SCRIPTS, "cmn-Hant"),
+        ("zh-TW", (*BOTH_SCRIPTS, "zh-TW"), "zh-TW"),
+        ("zh-Hans-TW", BOTH_SCRIPTS, "cmn-Hans"),
+        ("zh-TW", ("zh", "zh-Hans"), None),
+        ("zh-Hant", ("zh", "cmn-Hans"), None),
+        ("zh-Hant", ("zh", "zh-TW"), None),
+        ("zh-Latn", BOTH_SCRIPTS, None),
+        ("cmn-Latn", ("cmn", "zh-Hans"), None),
+        ("sr-Latn-RS", ("sr", "sr-Cyrl"), None),
+        ("sr-Latn-RS", ("sr", "sr-Latn"), "sr-Latn"),
+        # Where no script of the language is served by name, nobody can tell which one the bare code means.
+        ("zh-Hant", ("zh", "en"), "zh"),
+        ("zh-TW", ("zh", "en"), "zh"),
+        ("en-Latn", ("en", "zh-Hans", "zh-Hant"), "en"),
+        ("en-Latn-US", ("en", "zh-Hans", "zh-Hant"), "en"),
+        # No scripts: a region, a variant, a private subtag.
+        ("sr-ME", ("sr", "sr-Cyrl"), "sr"),
+        ("sl-1994", ("sl", "sl-Latn"), "sl"),
+        ("sr-x-abcd", ("sr", "sr-Cyrl"), "sr"),
+        ("us-TW", ("us", "us-Latn"), "us"),
+    ],
+)
+def test_a_script_is_not_dropped_where_the_model_tells_scripts_apart(
+    wanted: str, served: tuple[str, ...], found: str | None
+) -> None:
+    assert match_language(wanted, served) == found
+
+
+def test_an_own_code_keeps_its_script() -> None:
+    assert match_language("zh-Hant", ("chi", "zh"), {"cmn_Hant": "chi"}) == "chi"
+
+
 def tokenizer_of(plain: Tokenizer, folder: Path, **changes: Any) -> Tokenizer:
     """``plain`` with languages: their tokens stand before each source and before each output."""
     plain.save(folder)
