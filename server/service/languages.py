@@ -15,6 +15,9 @@ SIDES: tuple[Side, Side] = ("source", "target")
 # A model may serve hundreds of languages, and the metadata of a failed call has room for 8 KiB.
 _MOST_LISTED = 48
 
+# No language has a code so long, and trying every shorter one of a megabyte would take hours.
+_LONGEST_CODE = 255
+
 # Two codes of one language: by Chinese, BCP-47 means Mandarin unless it says otherwise.
 _TWINS = {"zh": "cmn", "cmn": "zh"}
 # Where Chinese is written in the traditional script.
@@ -60,6 +63,8 @@ def match_language(wanted: str, served: Iterable[str], aliases: Mapping[str, str
     exact = {code: code for code in served}
     if wanted in exact:
         return wanted
+    if len(wanted) > _LONGEST_CODE:
+        return None
     codes = tuple(exact)
     exact |= {own: code for own, code in (aliases or {}).items() if code in exact and own not in exact}
     alike: dict[str, str] = {}

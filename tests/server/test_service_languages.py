@@ -128,6 +128,11 @@ def test_an_own_code_keeps_its_script() -> None:
     assert match_language("zh-Hant", ("chi", "zh"), {"cmn_Hant": "chi"}) == "chi"
 
 
+def test_a_code_of_a_megabyte_is_no_work(server: RunningServer, multi: ServedModel) -> None:
+    error = failure(server, request("a man", source="en" + "-x" * 500_000))
+    assert fields_of(error) == ["source_language_code"]
+
+
 def tokenizer_of(plain: Tokenizer, folder: Path, **changes: Any) -> Tokenizer:
     """``plain`` with languages: their tokens stand before each source and before each output."""
     plain.save(folder)
