@@ -98,15 +98,15 @@ class ServedModel(KnownModel):
     defaults: SearchOptions = field(init=False)
 
     def __post_init__(self) -> None:
-        """Bring the manifest's decoding defaults within the limits."""
-        decoding, limits = self.manifest.decoding, self.limits
+        """Read the manifest's decoding defaults; whoever opened the bundle has held them against the limits."""
+        decoding = self.manifest.decoding
         # Fields whose zero the wire contract itself explains (num_hypotheses, min_output_tokens, return_scores)
         # have that meaning, whatever the manifest says.
         self.defaults = SearchOptions(
-            beam_size=min(decoding.beam_size, limits.max_beam_size),
+            beam_size=decoding.beam_size,
             length_penalty=decoding.length_penalty,
             length_penalty_type=LengthPenalty(decoding.length_penalty_type),
-            max_output_tokens=min(decoding.max_output_tokens, limits.max_output_tokens),
+            max_output_tokens=min(decoding.max_output_tokens, self.limits.max_output_tokens),
             early_stopping=decoding.early_stopping,
             forced_end=decoding.forced_end,
         )

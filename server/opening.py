@@ -32,7 +32,7 @@ def open_model(bundle: Bundle, config: ServeConfig, metrics: Metrics) -> ServedM
     """Load a bundle; the model does not serve yet.
 
     Raises:
-        BundleError: its parts do not fit each other, or this machine.
+        BundleError: its parts do not fit each other, this machine or the server's limits.
         TokenizerError: its tokenizer cannot be read, or lacks a language that the manifest names.
         RunnerError: its graphs cannot be loaded.
     """
@@ -45,6 +45,10 @@ def open_model(bundle: Bundle, config: ServeConfig, metrics: Metrics) -> ServedM
         max_rows=config.max_rows,
         max_candidates=2 * config.max_beam_size,
     )
+    limits = Limits.of(manifest, runner, config)
+    if manifest.decoding.beam_size > limits.max_beam_size:
+        runner.close()
+        raise BundleError(f"{bundle.path}: decoding.{_beam_fault(manifest.decoding.beam_size, limits, config)}")
     model_metrics = ModelMetrics(metrics, manifest.name, reasons=MODEL_REASONS)
     decode_loop = DecodeLoop(
         runner,
@@ -61,8 +65,19 @@ def open_model(bundle: Bundle, config: ServeConfig, metrics: Metrics) -> ServedM
         runner=runner,
         decode_loop=decode_loop,
         metrics=model_metrics,
-        limits=Limits.of(manifest, runner, config),
+        limits=limits,
     )
+
+
+def _beam_fault(got: int, limits: Limits, config: ServeConfig) -> str:
+    """What is wrong with a default beam beyond the limits: one that is cut would not give the model's own results."""
+    settings = {"--max-beam-size": config.max_beam_size, "--max-rows": config.max_rows}
+    flags = [f"{flag} {got}" for flag, most in settings.items() if most < got]
+    if flags:
+        why = f": {' and '.join(flags)} {'raises' if len(flags) == 1 else 'raise'} that"
+    else:
+        why = ", half the tokens it may choose from"
+    return f"beam_size: got {got}, wanted at most {limits.max_beam_size}{why}"
 
 
 def _check_tokenizer(tokenizer: Tokenizer, bundle: Bundle) -> None:

@@ -37,3 +37,29 @@ def truncate(file: Path) -> None:
     """Leave the first half."""
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2])
+
+
+def spoil_graph(path: Path) -> None:
+    truncate(path / WEIGHTS)
+
+
+def spoil_tokenizer(path: Path) -> None:
+    (path / "tokenizer" / "source.model").write_bytes(b"garbage" * 100)
+    sign(path)
+
+
+def withdraw_the_certificate(path: Path) -> None:
+    (path / CERTIFICATE_FILE).unlink()
+
+
+def spoil_the_certificate(path: Path) -> None:
+    truncate(path / CERTIFICATE_FILE)
+
+
+def answer_otherwise(path: Path) -> None:
+    """The weights of another model: the short exam finds out."""
+    data = bytearray((path / WEIGHTS).read_bytes())
+    half = len(data) // 2
+    data[half : half + 400_000] = bytes(400_000)
+    (path / WEIGHTS).write_bytes(bytes(data))
+    sign(path)

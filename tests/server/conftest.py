@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ import pytest
 from model.tokenizer import Tokenizer
 from server.models import ServedModel
 from tests.served import ENVIRONMENT
+from tests.server.bundles import copy_demo
 from tests.server.commands import DRAGOMAN, pipe
+from tests.server.loaded import Load, Loaded
 from tests.server.running import RunningServer, make_tokenizer
 
 
@@ -57,3 +60,23 @@ def begin() -> Iterator[Any]:
         for stream in (process.stdin, process.stdout, process.stderr):
             with suppress(BrokenPipeError):  # what was never flushed has no reader any more
                 pipe(stream).close()
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A directory with one sound bundle."""
+    copy_demo(tmp_path / "models", "good")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def load(models: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Load]:
+    done: list[Loaded] = []
+
+    def load_all(**settings: Any) -> Loaded:
+        done.append(Loaded(models, caplog, **settings))
+        return done[-1]
+
+    yield load_all
+    for loaded in done:
+        loaded.close()

@@ -3,87 +3,32 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import server.loading
 import server.opening
-from export.bundle import CERTIFICATE_FILE, MANIFEST_FILE, Bundle
-from server.config import ServeConfig
-from server.loading import LoadError, find_bundles, load_models
-from server.metrics import Metrics
-from server.models import ModelState, Registry, ServedModel
-from tests.server.bundles import WEIGHTS, copy_demo, sign, truncate
-
-
-class Loaded:
-    """What became of a directory of bundles."""
-
-    def __init__(self, models: Path, caplog: pytest.LogCaptureFixture, **settings: Any) -> None:
-        self.registry = Registry(loading=True)
-        self.metrics = Metrics()
-        self.error = ""
-        config = ServeConfig(models=models, threads=1, max_rows=8, **settings)
-        with caplog.at_level(logging.INFO):
-            try:
-                load_models(config, self.metrics, on_found=self.registry.add)
-            except LoadError as error:
-                self.error = str(error)
-        self.registry.loading = False
-        events = [getattr(record, "dragoman_fields", {}) for record in caplog.records if record.levelname == "ERROR"]
-        self.refused = [event for event in events if event]
-
-    @property
-    def states(self) -> dict[str, str]:
-        return {model.name: model.state.value for model in self.registry.all()}
-
-    def sample(self, name: str, **labels: str) -> float | None:
-        return self.metrics.registry.get_sample_value(name, labels)
-
-    def close(self) -> None:
-        for model in self.registry.loaded():
-            model.decode_loop.close(timeout_s=0.0)
-            model.runner.close()
-
-
-Load = Callable[..., Loaded]
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> Path:
-    """A directory with one sound bundle."""
-    copy_demo(tmp_path / "models", "good")
-    return tmp_path / "models"
-
-
-@pytest.fixture
-def load(models: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Load]:
-    done: list[Loaded] = []
-
-    def load_all(**settings: Any) -> Loaded:
-        done.append(Loaded(models, caplog, **settings))
-        return done[-1]
-
-    yield load_all
-    for loaded in done:
-        loaded.close()
-
-
-def spoil_graph(path: Path) -> None:
-    truncate(path / WEIGHTS)
+from export.bundle import MANIFEST_FILE, Bundle
+from server.loading import find_bundles
+from server.models import ModelState, ServedModel
+from tests.server.bundles import (
+    answer_otherwise,
+    copy_demo,
+    sign,
+    spoil_graph,
+    spoil_tokenizer,
+    truncate,
+    withdraw_the_certificate,
+)
+from tests.server.loaded import Load
 
 
 def spoil_graph_and_sign(path: Path) -> None:
     truncate(path / "graphs" / "ort-fp32" / "step.onnx")
-    sign(path)
-
-
-def spoil_tokenizer(path: Path) -> None:
-    (path / "tokenizer" / "source.model").write_bytes(b"garbage" * 100)
     sign(path)
 
 
@@ -115,19 +60,6 @@ def mistake_the_end_token(path: Path) -> None:
 def outgrow_the_model(path: Path) -> None:
     file = path / "tokenizer" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"language_ids": {"de": 70_000}}))
-    sign(path)
-
-
-def withdraw_the_certificate(path: Path) -> None:
-    (path / CERTIFICATE_FILE).unlink()
-
-
-def answer_otherwise(path: Path) -> None:
-    """The weights of another model: the short exam finds out."""
-    data = bytearray((path / WEIGHTS).read_bytes())
-    half = len(data) // 2
-    data[half : half + 400_000] = bytes(400_000)
-    (path / WEIGHTS).write_bytes(bytes(data))
     sign(path)
 
 
@@ -177,25 +109,6 @@ def test_a_manifest_that_cannot_be_read_has_no_name(models: Path, load: Load) ->
     assert "manifest.json: not JSON" in refused["reason"]
     assert loaded.sample("dragoman_bundles_refused") == 1
     assert loaded.sample("dragoman_model_serving", model="bad") is None
-
-
-def test_of_two_with_one_name_the_first_serves(models: Path, load: Load) -> None:
-    shutil.copytree(models / "good", models / "twin")
-    loaded = load()
-    assert loaded.states == {"good": "serving"}
-    (refused,) = loaded.refused
-    twin = models / "twin"
-    assert refused["reason"] == f"{twin}: name: got a second model 'good', wanted another than {models / 'good'} has"
-    assert loaded.sample("dragoman_model_serving", model="good") == 1
-    assert loaded.sample("dragoman_bundles_refused") == 1
-
-
-def test_a_broken_bundle_does_not_keep_its_name_from_a_sound_one(models: Path, load: Load) -> None:
-    shutil.copytree(models / "good", models / "also-good")
-    spoil_graph(models / "also-good")
-    loaded = load()
-    assert loaded.states == {"good": "serving"}
-    assert [refused["bundle"] for refused in loaded.refused] == [str(models / "also-good")]
 
 
 def test_all_kinds_at_once(models: Path, load: Load) -> None:
