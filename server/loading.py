@@ -63,7 +63,7 @@ def load_models(config: ServeConfig, metrics: Metrics, *, on_found: Callable[[Kn
         config: the server's settings.
         metrics: where the models' metrics live.
         on_found: called with each model as soon as it can be told about. It does not serve yet; one whose bundle is
-            broken, but tells its name, never will.
+            broken, but tells its name, never will. A model that takes the place of one of its name serves already.
 
     Raises:
         LoadError: no model serves.
@@ -92,13 +92,20 @@ class _Loader:
         self._metrics = metrics
         self._on_found = on_found
         self._opened: dict[str, tuple[ServedModel, Bundle]] = {}
+        self._spare: dict[str, list[Bundle]] = {}
         self._broken: dict[str, KnownModel] = {}
 
     def open(self, path: Path) -> None:
-        """Open the bundle at ``path``, under a name that no bundle before it has taken."""
+        """Open the bundle at ``path``; it is only looked at where a bundle before it has its name."""
         try:
             bundle = Bundle.open(path)
-            self._check_name(bundle)
+            name = bundle.manifest.name
+            if name in RESERVED_NAMES:
+                wanted = f"none of {', '.join(RESERVED_NAMES)}: they name health services"
+                raise BundleError(f"{path}: name: got {name!r}, wanted {wanted}")
+            if name in self._opened:
+                self._spare.setdefault(name, []).append(bundle)
+                return
             model = open_model(bundle, self._config, self._metrics)
         except Exception as error:
             broken = _read_manifest(path)
@@ -106,17 +113,8 @@ class _Loader:
                 self._broken.setdefault(broken.name, broken)
             self._refuse(path, error, model="" if broken is None else broken.name)
             return
-        self._opened[model.name] = model, bundle
+        self._opened[name] = model, bundle
         self._tell_of(model)
-
-    def _check_name(self, bundle: Bundle) -> None:
-        name = bundle.manifest.name
-        if name in RESERVED_NAMES:
-            wanted = f"none of {', '.join(RESERVED_NAMES)}: they name health services"
-            raise BundleError(f"{bundle.path}: name: got {name!r}, wanted {wanted}")
-        if name in self._opened:
-            wanted = f"another than {self._opened[name][1].path} has"
-            raise BundleError(f"{bundle.path}: name: got a second model {name!r}, wanted {wanted}")
 
     def tell_of_broken(self) -> None:
         """Make known the models of broken bundles whose names are not taken by sound ones."""
@@ -129,17 +127,44 @@ class _Loader:
         self._on_found(model)
 
     def admit_all(self) -> None:
-        """Let every opened model serve that may."""
+        """Let every opened model serve that may; of several bundles with one name, the first that may."""
         for model, bundle in self._opened.values():
-            try:
-                admit(model, bundle, self._config)
-                self.serving += 1
-            except Exception as error:
-                # Before the state says so: a server that leaves closes the runners of all models that do not load.
-                model.runner.close()
-                model.certified = not isinstance(error, NotServableError)
+            served = self._admit(model, bundle)
+            for spare in self._spare.get(model.name, ()):
+                if served is None:
+                    served = self._admit_spare(spare)
+                else:
+                    wanted = f"another than {served.path} has"
+                    fault = BundleError(f"{spare.path}: name: got a second model {model.name!r}, wanted {wanted}")
+                    self._refuse(spare.path, fault, model=model.name)
+            # Not before: while another may yet serve in its place, calls are told to come back.
+            if served is None:
                 model.state = ModelState.FAILED
-                self._refuse(bundle.path, error, model=model.name)
+
+    def _admit(self, model: ServedModel, bundle: Bundle) -> Bundle | None:
+        """Let ``model`` serve; returns its bundle, or None where it may not."""
+        try:
+            admit(model, bundle, self._config)
+        except Exception as error:
+            # Before the state says so: a server that leaves closes the runners of all models that do not load.
+            model.runner.close()
+            model.certified = not isinstance(error, NotServableError)
+            self._refuse(bundle.path, error, model=model.name)
+            return None
+        self.serving += 1
+        return bundle
+
+    def _admit_spare(self, bundle: Bundle) -> Bundle | None:
+        """Let the model of ``bundle`` serve in place of the one known by its name; as ``_admit``."""
+        try:
+            model = open_model(bundle, self._config, self._metrics)
+        except Exception as error:
+            self._refuse(bundle.path, error, model=bundle.manifest.name)
+            return None
+        served = self._admit(model, bundle)
+        if served is not None:
+            self._tell_of(model)
+        return served
 
     def _refuse(self, path: Path, error: Exception, *, model: str) -> None:
         """Log and count a bundle that is not served."""

@@ -127,8 +127,8 @@ class Registry:
         self.draining = False
 
     def add(self, model: KnownModel) -> None:
-        """Add a model; the caller has made sure that its name is new."""
-        assert model.name not in self._by_name, f"{model.name} is there already"
+        """Add a model; it takes the place of one of the same name, which must not serve."""
+        assert model.name not in self._by_name or not self._by_name[model.name].healthy, f"{model.name} serves already"
         self._by_name = {**self._by_name, model.name: model}
 
     def get(self, name: str) -> KnownModel | None:
