@@ -8,7 +8,15 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from export.bundle import MANIFEST_FILE, Bundle, BundleError, Manifest
+from export.bundle import (
+    GOLDEN_FILE,
+    GRAPHS_FOLDER,
+    MANIFEST_FILE,
+    TOKENIZER_FOLDER,
+    Bundle,
+    BundleError,
+    Manifest,
+)
 from export.runners.protocol import RunnerError
 from model.tokenizer import TokenizerError
 from server import log
@@ -50,8 +58,10 @@ def find_bundles(models: Path | None) -> list[Path]:
 
 
 def _may_be_bundle(path: Path) -> bool:
+    """Whether ``path`` holds a manifest, or what else a bundle holds: then opening it will tell what it lacks."""
     try:
-        return (path / MANIFEST_FILE).is_file()
+        marks = ((path / folder).is_dir() for folder in (GRAPHS_FOLDER, TOKENIZER_FOLDER))
+        return (path / MANIFEST_FILE).is_file() or (path / GOLDEN_FILE).is_file() or any(marks)
     except OSError:
         return True  # opening it will tell why it cannot be looked at
 

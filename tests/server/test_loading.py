@@ -184,6 +184,27 @@ def test_a_broken_model_takes_no_health_services_name_either(models: Path, load:
     assert load().states == {"good": "serving"}
 
 
+@pytest.mark.parametrize("mark", ["graphs", "golden.jsonl", "tokenizer"])
+def test_a_bundle_without_a_manifest_is_refused(models: Path, load: Load, mark: str) -> None:
+    path = models / "half"
+    path.mkdir()
+    source = models / "good" / mark
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, path / mark)
+    loaded = load()
+    assert loaded.states == {"good": "serving"}
+    (refused,) = loaded.refused
+    assert (refused["model"], refused["bundle"]) == ("", str(path))
+    assert refused["reason"].startswith(f"{path / MANIFEST_FILE}: ")
+    assert loaded.sample("dragoman_bundles_refused") == 1
+
+
+def test_folders_that_look_like_no_bundle_are_passed_over(models: Path) -> None:
+    (models / "notes" / "drafts").mkdir(parents=True)
+    (models / "notes" / "graphs").write_text("two, three")
+    (models / "golden.jsonl").write_text("{}")
+    assert find_bundles(models) == [models / "good"]
+
+
 def test_hidden_directories_are_no_bundles(models: Path) -> None:
     copy_demo(models, ".good.0123.old")
     assert find_bundles(models) == [models / "good"]
