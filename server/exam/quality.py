@@ -84,7 +84,7 @@ def measure(
         BundleError: a file cannot be read, or has not one reference per sentence.
         ExamError: the exam could not be sat.
     """
-    golden = bundle.golden() if golden_file is None else read_golden(golden_file)
+    golden = bundle.golden() if golden_file is None else _read_outside_golden(golden_file)
     references = [sentence.reference for sentence in golden]
     digests: dict[str, str] = {}
     if golden_file is not None:
@@ -96,6 +96,16 @@ def measure(
     quality = _quality(golden, references, result, Tokenizer.load(bundle.tokenizer_path))
     known = sum(reference is not None for reference in references)
     return Measured(result=result, references=known, quality=quality, digests=digests)
+
+
+def _read_outside_golden(path: Path) -> list[GoldenSentence]:
+    try:
+        return read_golden(path)
+    except BundleError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        wanted = "--golden takes a golden.jsonl with the reference's answers, as an exported bundle holds it"
+        raise BundleError(f"{error}; {wanted}") from error
 
 
 def _read_references(path: Path, *, wanted: int) -> list[str]:

@@ -48,21 +48,29 @@ def add_verify_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
 
 
 def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, wanted at least 1")
-    return int(text)
+    number = int(text) if text.isascii() and text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"got {text[:64]!r}, wanted a whole number of at least 1")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _finite(text: str) -> float:
-    if not math.isfinite(float(text)):
-        raise argparse.ArgumentTypeError(f"got {text}, wanted a number")
-    return float(text)
+    if not math.isfinite(number := _number(text)):
+        raise argparse.ArgumentTypeError(f"got {text[:64]!r}, wanted a number")
+    return number
 
 
 def _rate(text: str) -> float:
-    if not 0.0 <= float(text) <= 1.0:
-        raise argparse.ArgumentTypeError(f"got {text}, wanted 0 to 1")
-    return float(text)
+    if not 0.0 <= (number := _number(text)) <= 1.0:
+        raise argparse.ArgumentTypeError(f"got {text[:64]!r}, wanted a number from 0 to 1")
+    return number
 
 
 def run_verify(arguments: argparse.Namespace) -> int:

@@ -199,13 +199,46 @@ def test_a_runner_that_fails_is_one_line(
     assert bundle.certificate() == []
 
 
+@pytest.mark.parametrize("text", [b"A man rides.\tEin Mann reitet.\n", b'{"source": "A man rides."}\n', b"", b"\xff\n"])
+def test_questions_without_answers_are_no_golden_set(
+    bundle: Bundle, good_runner: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: bytes
+) -> None:
+    golden = tmp_path / "g.tsv"
+    golden.write_bytes(text)
+    assert verify(bundle.path, "--golden", golden) == 1
+    line = only_line(capsys)
+    assert line.startswith(f"dragoman verify: {golden}:")
+    assert line.endswith("; --golden takes a golden.jsonl with the reference's answers, as an exported bundle holds it")
+
+
+def test_a_golden_set_that_is_not_there_is_not_explained(
+    bundle: Bundle, good_runner: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify(bundle.path, "--golden", tmp_path / "none.jsonl") == 1
+    assert only_line(capsys) == f"dragoman verify: {tmp_path / 'none.jsonl'}: No such file or directory"
+
+
 @pytest.mark.parametrize(
-    "words", [["--threads", "0"], ["--min-exact", "1.5"], ["--min-exact", "x"], ["--max-bleu-loss", "nan"]]
+    ("flag", "got", "wanted"),
+    [
+        ("--threads", "x", "a whole number of at least 1"),
+        ("--threads", "0", "a whole number of at least 1"),
+        ("--threads", "1.5", "a whole number of at least 1"),
+        ("--threads", "", "a whole number of at least 1"),
+        ("--min-exact", "1.5", "a number from 0 to 1"),
+        ("--min-exact", "x", "a number from 0 to 1"),
+        ("--min-exact", "nan", "a number from 0 to 1"),
+        ("--max-bleu-loss", "nan", "a number"),
+        ("--max-log-prob-difference", "tiny", "a number"),
+    ],
 )
-def test_bad_usage_ends_with_2(words: list[str]) -> None:
+def test_bad_usage_ends_with_2_and_what_was_wanted(
+    capsys: pytest.CaptureFixture[str], flag: str, got: str, wanted: str
+) -> None:
     with pytest.raises(SystemExit) as stop:
-        verify("anywhere", *words)
+        verify("anywhere", flag, got)
     assert stop.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: argument {flag}: got {got!r}, wanted {wanted}")
 
 
 def test_columns_begin_at_the_same_place() -> None:
