@@ -41,6 +41,7 @@ from server.resources import cpu_count
 VOCAB, PIECES, PAD, END = 32_000, 400, 31_999, 0
 BATCH = 32
 _NEVER = -1e4
+_REST_S = 0.5
 
 
 class Work:
@@ -208,10 +209,14 @@ class CTranslate2:
 
 
 def measure(runs: Mapping[str, Callable[[], int]], *, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, taken in turn; the first round warms up."""
+    """Seconds of each, taken in turn; the first round warms up.
+
+    Before each there is a rest, for the threads of a pool go on spinning for a while after their last work.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
+            time.sleep(_REST_S)
             began = time.perf_counter()
             run()
             if turn:
