@@ -87,11 +87,12 @@ def copy_weights(
     wanted = unique_parameters(model)
     places = {name: Origin(name) if origins is None else origins[name] for name in wanted}
     known = {place.key for place in places.values()}.union(copies, tables)
-    faults = [f"unexpected {key} {_shape(stored[key])}" for key in stored if key not in known.union(passed_over)]
-    faults += [fault for key in sorted(known & set(stored)) if (fault := _strange(key, stored[key]))]
-    if not any(_strange(key, stored[key]) for key in known & set(stored)):
-        faults += [*_different_copies(stored, copies), *_different_tables(stored, tables)]
-    faults += _misfits(stored, wanted, places)
+    strange = {key: fault for key in known & set(stored) if (fault := _strange(stored[key]))}
+    plain = {key: tensor for key, tensor in stored.items() if key not in strange}
+    faults = [f"unexpected {key} {_shape(stored[key])}" for key in set(stored) - known - set(passed_over)]
+    faults += [f"{key}: {fault}" for key, fault in strange.items()]
+    faults += _misfits(plain, {name: wanted[name] for name in wanted if places[name].key not in strange}, places)
+    faults += [*_different_copies(plain, copies), *_different_tables(plain, tables)]
     if faults:
         listed = _printable("; ".join(sorted(set(faults))))
         raise CheckpointError(f"{where} does not fit its configuration: {listed}")
@@ -129,7 +130,7 @@ def check_size(config: TransformerConfig, stored: Mapping[str, Tensor], *, where
             raise CheckpointError(f"{where}: {name}: got {size}, but {held} weights in all")
 
 
-def _strange(key: str, tensor: Tensor) -> str:
+def _strange(tensor: Tensor) -> str:
     """What keeps a tensor from being read as plain floating-point numbers; empty: nothing."""
     kinds = []
     if tensor.is_nested or tensor.layout is not torch.strided:
@@ -138,7 +139,7 @@ def _strange(key: str, tensor: Tensor) -> str:
         kinds.append(f"on {tensor.device}")
     if tensor.dtype not in _FLOATS:
         kinds.append(str(tensor.dtype).removeprefix("torch."))
-    return f"{key}: got {', '.join(kinds)}, wanted plain {_FLOAT_NAMES}" if kinds else ""
+    return f"got {', '.join(kinds)}, wanted plain {_FLOAT_NAMES}" if kinds else ""
 
 
 def _misfits(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor], places: Mapping[str, Origin]) -> Iterator[str]:
@@ -150,8 +151,6 @@ def _misfits(stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor], places:
                 yield f"missing {place.key}, wanted {shape}"
             continue
         got = stored[place.key]
-        if _strange(place.key, got):
-            continue
         if list(got.shape) != shape:
             yield f"{place.key}: got {list(got.shape)}, wanted {shape}"
         elif not bool(got.to(tensor.dtype).isfinite().all()):

@@ -23,14 +23,12 @@ from model.importers.huggingface import (
     make_config,
     open_directory,
     pair_origins,
-    read_card,
-    read_stored,
     target_languages,
     token_languages,
 )
 from model.importers.tokenizers import bart_tokenizer, mbart50_tokenizer
 from model.tokenizer import Tokenizer
-from model.weight_files import CheckpointError
+from model.weight_files import CheckpointError, read_directory
 from model.weights import Origin
 
 _UNUSED_POSITIONS = 2
@@ -52,8 +50,8 @@ def read_bart(path: Path, naming: Naming) -> Checkpoint:
     settings = directory.config
     multilingual = settings.text("model_type") == "mbart"
     tokenizer = _tokenizer(directory, multilingual=multilingual)
-    stored = read_stored(directory)
-    embeddings = find_embeddings(stored, tied_head=settings.flag("tie_word_embeddings", True), shared=True)
+    stored = read_directory(path)
+    embeddings = find_embeddings(directory, stored, shared=True)
     config = make_config(
         directory,
         stored,
@@ -72,13 +70,14 @@ def read_bart(path: Path, naming: Naming) -> Checkpoint:
         **(pair_origins(FINAL_NORMS) if multilingual else {}),
     }
     model = assemble(directory, stored, config=config, origins=origins, embeddings=embeddings)
-    card = read_card(
+    return finish(
         directory,
-        naming,
+        model,
+        tokenizer,
+        naming=naming,
         sources=token_languages(tokenizer),
         targets=target_languages(directory, tokenizer),
     )
-    return finish(directory, model, tokenizer, card)
 
 
 def _tokenizer(directory: Directory, *, multilingual: bool) -> Tokenizer:

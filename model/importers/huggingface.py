@@ -7,17 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from model.checkpoint import Checkpoint, ModelCard, check_vocabulary
+from model.checkpoint import Checkpoint, check_vocabulary
 from model.config import Activation, ConfigError, TiedEmbeddings, TransformerConfig
 from model.importers.card import Languages, Naming, make_card
 from model.importers.generation import Generation, read_generation
 from model.importers.settings import Settings
 from model.tokenizer import Tokenizer
 from model.transformer import Transformer
-from model.weight_files import CheckpointError, read_directory
+from model.weight_files import CheckpointError
 from model.weights import Origin, check_size, copy_weights
 
 _ACTIVATIONS = {
@@ -106,14 +105,15 @@ def pair_origins(modules: Mapping[str, str]) -> dict[str, Origin]:
     }
 
 
-def find_embeddings(stored: Mapping[str, Tensor], *, tied_head: bool, shared: bool) -> Embeddings:
+def find_embeddings(directory: Directory, stored: Mapping[str, Tensor], *, shared: bool) -> Embeddings:
     """Tell which matrices the model uses, by what its config says and what the file holds.
 
     Args:
-        stored: the file's tensors.
-        tied_head: whether the output projection is the target embedding (``tie_word_embeddings``).
-        shared: whether source and target have one vocabulary and, where ``tied_head``, one matrix.
+        directory: what is imported; ``tie_word_embeddings`` says whether the output projection is the target embedding.
+        stored: its tensors.
+        shared: whether source and target have one vocabulary and, where the projection is tied, one matrix.
     """
+    tied_head = directory.config.flag("tie_word_embeddings", True)
     if tied_head and shared:
         present = [key for key in (SHARED, TARGET, SOURCE, HEAD) if key in stored] or [SHARED]
         return Embeddings(
@@ -178,7 +178,7 @@ def make_config(
                 "dropout": config.number("dropout", 0.1),
                 "activation": _ACTIVATIONS[activation],
                 "tied_embeddings": tied,
-                "output_bias": LOGITS_BIAS in stored and bool(stored[LOGITS_BIAS].any()),
+                "output_bias": LOGITS_BIAS in stored,
                 "max_positions": config.integer("max_position_embeddings"),
                 "pad_id": generation.pad_id,
                 "unk_id": tokenizer.unk_id,
@@ -220,9 +220,6 @@ def assemble(
     places = {**layer_origins(config), **embeddings.origins, **origins}
     if config.output_bias:
         places["output.bias"] = Origin(LOGITS_BIAS, row=True)
-    fixed = dict(tables or {})
-    if not config.output_bias:
-        fixed[LOGITS_BIAS] = torch.zeros(1, config.target_vocab_size)
     copy_weights(
         model,
         stored,
@@ -230,39 +227,47 @@ def assemble(
         origins=places,
         passed_over=(*embeddings.unused, *_VERSIONS),
         copies=embeddings.copies,
-        tables=fixed,
+        tables=tables,
     )
     return model.eval()
 
 
-def finish(directory: Directory, model: Transformer, tokenizer: Tokenizer, card: ModelCard) -> Checkpoint:
-    """Hold model and tokenizer against each other.
+def finish(
+    directory: Directory,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    *,
+    naming: Naming,
+    sources: Languages,
+    targets: Languages,
+) -> Checkpoint:
+    """Hold model and tokenizer against each other and name the model.
+
+    Args:
+        directory: what is imported.
+        model: its weights, as ``assemble`` placed them.
+        tokenizer: its tokenizer.
+        naming: what the user says of the model; beats what its files say.
+        sources: languages that its files name.
+        targets: likewise.
 
     Raises:
-        CheckpointError: the tokenizer gives ids that the model has no embedding for, or another end token.
+        CheckpointError: the tokenizer gives ids that the model has no embedding for, or another end token; or a name
+            or language is wrong or missing.
     """
     check_vocabulary(tokenizer, model.config, where=str(directory.path))
     if tokenizer.eos_id != model.config.eos_id:
         raise CheckpointError(
             f"{directory.path}: eos_token_id: got {model.config.eos_id}, wanted the tokenizer's {tokenizer.eos_id}"
         )
-    return Checkpoint(model, tokenizer, card)
-
-
-def read_card(directory: Directory, naming: Naming, *, sources: Languages, targets: Languages) -> ModelCard:
-    """The card of an imported model: what its user says of it beats what its files say."""
-    return make_card(
+    card = make_card(
         naming,
         fallback_name=directory.config.text("_name_or_path", "") or directory.path.resolve().name,
         sources=sources,
         targets=targets,
         decoding=directory.generation.decoding,
     )
-
-
-def read_stored(directory: Directory) -> dict[str, Tensor]:
-    """The tensors of a directory."""
-    return read_directory(directory.path)
+    return Checkpoint(model, tokenizer, card)
 
 
 def token_languages(tokenizer: Tokenizer) -> Languages:

@@ -13,20 +13,19 @@ from model.checkpoint import Checkpoint
 from model.config import Positions
 from model.importers.card import Languages, Naming
 from model.importers.huggingface import (
+    Directory,
     assemble,
     find_embeddings,
     finish,
     make_config,
     open_directory,
-    read_card,
-    read_stored,
     token_languages,
 )
 from model.importers.tokenizers import marian_tokenizer, served_code
 from model.transformer import sinusoidal_positions
-from model.weight_files import CheckpointError
+from model.weight_files import CheckpointError, read_directory
 
-POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
+_POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 
 
 def read_marian(path: Path, naming: Naming) -> Checkpoint:
@@ -43,9 +42,9 @@ def read_marian(path: Path, naming: Naming) -> Checkpoint:
         )
     tokenizer = marian_tokenizer(path)
     settings = directory.config
-    stored = read_stored(directory)
+    stored = read_directory(path)
     shared = settings.flag("share_encoder_decoder_embeddings", True)
-    embeddings = find_embeddings(stored, tied_head=settings.flag("tie_word_embeddings", True), shared=shared)
+    embeddings = find_embeddings(directory, stored, shared=shared)
     source_vocab_size = settings.integer("vocab_size")
     config = make_config(
         directory,
@@ -59,17 +58,18 @@ def read_marian(path: Path, naming: Naming) -> Checkpoint:
     )
     table = sinusoidal_positions(config.positions, first=0, count=config.max_positions, d_model=config.d_model)
     model = assemble(
-        directory, stored, config=config, origins={}, embeddings=embeddings, tables=dict.fromkeys(POSITIONS, table)
+        directory, stored, config=config, origins={}, embeddings=embeddings, tables=dict.fromkeys(_POSITIONS, table)
     )
-    settings = directory.tokenizer_config
-    card = read_card(
+    return finish(
         directory,
-        naming,
-        sources=_language(settings.text("source_lang", "")),
-        targets=token_languages(tokenizer) if tokenizer.language_ids else _language(settings.text("target_lang", "")),
+        model,
+        tokenizer,
+        naming=naming,
+        sources=_named_language(directory, "source_lang"),
+        targets=token_languages(tokenizer) if tokenizer.language_ids else _named_language(directory, "target_lang"),
     )
-    return finish(directory, model, tokenizer, card)
 
 
-def _language(code: str) -> Languages:
+def _named_language(directory: Directory, field: str) -> Languages:
+    code = directory.tokenizer_config.text(field, "")
     return Languages(named=(served_code(code),) if code else ())

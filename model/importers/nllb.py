@@ -22,13 +22,12 @@ from model.importers.huggingface import (
     make_config,
     open_directory,
     pair_origins,
-    read_card,
-    read_stored,
     target_languages,
     token_languages,
 )
 from model.importers.tokenizers import m2m100_tokenizer, nllb_tokenizer
 from model.transformer import sinusoidal_positions
+from model.weight_files import read_directory
 
 # Old files hold the table that is computed today.
 _POSITIONS = ("model.encoder.embed_positions.weights", "model.decoder.embed_positions.weights")
@@ -45,8 +44,8 @@ def read_nllb(path: Path, naming: Naming) -> Checkpoint:
     settings, generation = directory.config, directory.generation
     # Of the two, M2M-100 alone keeps its ids outside the SentencePiece model.
     tokenizer = m2m100_tokenizer(path) if (path / "vocab.json").is_file() else nllb_tokenizer(path)
-    stored = read_stored(directory)
-    embeddings = find_embeddings(stored, tied_head=settings.flag("tie_word_embeddings", True), shared=True)
+    stored = read_directory(path)
+    embeddings = find_embeddings(directory, stored, shared=True)
     config = make_config(
         directory,
         stored,
@@ -67,13 +66,14 @@ def read_nllb(path: Path, naming: Naming) -> Checkpoint:
         embeddings=embeddings,
         tables=dict.fromkeys(_POSITIONS, _stored_positions(config)),
     )
-    card = read_card(
+    return finish(
         directory,
-        naming,
+        model,
+        tokenizer,
+        naming=naming,
         sources=token_languages(tokenizer),
         targets=target_languages(directory, tokenizer),
     )
-    return finish(directory, model, tokenizer, card)
 
 
 def _stored_positions(config: TransformerConfig) -> Tensor:

@@ -189,6 +189,16 @@ def test_a_copy_that_is_no_plain_numbers_is_not_compared(directory: Path, refuse
     assert "lm_head.weight: got float8_e4m3fn, wanted plain" in refused()
 
 
+@pytest.mark.parametrize("change", [lambda tensor: tensor.to_sparse(), lambda tensor: tensor.to("meta")])
+def test_a_bias_that_is_no_plain_numbers_is_not_looked_into(
+    change: Callable[[torch.Tensor], torch.Tensor], directory: Path, refused: Callable[[], str]
+) -> None:
+    weights = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    torch.save(weights | {"final_logits_bias": change(weights["final_logits_bias"])}, directory / "pytorch_model.bin")
+    assert "final_logits_bias: got " in refused()
+
+
 def test_a_name_in_a_file_does_not_write_to_the_terminal(directory: Path, refused: Callable[[], str]) -> None:
     weights = load_file(directory / "model.safetensors")
     save_file(weights | {"a\n\x1b[31mb": torch.zeros(1)}, directory / "model.safetensors")
