@@ -6,7 +6,7 @@ import io
 import json
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,25 @@ from tests.importers.lines import odd_lines, plain_lines
 LINES = odd_lines(500, seed=17)
 
 
-@cache
-def piece_model(kind: str, size: int, *, seed: int = 1, rule: str = "nmt_nfkc", **options: Any) -> bytes:
-    """A SentencePiece model trained on text of our own."""
+def train_pieces(lines: Iterable[str], kind: str, size: int, **options: Any) -> bytes:
+    """A SentencePiece model trained on ``lines``."""
     buffer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(plain_lines(1500, seed=seed)),
+        sentence_iterator=iter(lines),
         model_writer=buffer,
         model_type=kind,
         vocab_size=size,
-        normalization_rule_name=rule,
         minloglevel=2,
         num_threads=1,
         **options,
     )
     return buffer.getvalue()
+
+
+@cache
+def piece_model(kind: str, size: int, *, seed: int = 1, rule: str = "nmt_nfkc", **options: Any) -> bytes:
+    """A SentencePiece model trained on text of our own in several scripts."""
+    return train_pieces(plain_lines(1500, seed=seed), kind, size, normalization_rule_name=rule, **options)
 
 
 def text_pieces(model: bytes) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,10 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
 import torch
 import transformers
 from torch import nn
+
+from tests.importers.hf_tokenizers import text_pieces, train_pieces, write_json
 
 EOS_BOOST = 2.2
 EMBEDDING_STD = 1.0
@@ -103,35 +102,15 @@ def _gain(name: str) -> float:
 
 @cache
 def piece_model(kind: str, size: int) -> bytes:
-    """A small SentencePiece model, trained on made-up words."""
+    """A SentencePiece model so small that it fits any vocabulary drawn here, trained on made-up words."""
     draw = random.Random(size)
     words = ["".join(draw.choices("aeiourstnlmdkp", k=draw.randint(1, 9))) for _ in range(600)]
-    lines = [" ".join(draw.choices(words, k=draw.randint(2, 12))) for _ in range(800)]
-    buffer = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=buffer,
-        model_type=kind,
-        vocab_size=size,
-        minloglevel=2,
-        num_threads=1,
-    )
-    return buffer.getvalue()
-
-
-def pieces_of(model: bytes) -> list[str]:
-    """The pieces of a SentencePiece model without its three special ones."""
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    return [processor.id_to_piece(token) for token in range(3, processor.vocab_size())]
-
-
-def _write_json(path: Path, values: object) -> None:
-    path.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+    return train_pieces([" ".join(draw.choices(words, k=draw.randint(2, 12))) for _ in range(800)], kind, size)
 
 
 def _marian(directory: Path, config: Any) -> None:
     model = piece_model("unigram", 90)
-    pieces = pieces_of(model)
+    pieces = text_pieces(model)
     separate = not config.share_encoder_decoder_embeddings
     for name, size in (("vocab.json", config.vocab_size), ("target_vocab.json", config.decoder_vocab_size)):
         if name == "vocab.json" or separate:
@@ -140,27 +119,27 @@ def _marian(directory: Path, config: Any) -> None:
             vocab = {piece: token for token, piece in enumerate(ordered)}
             # The padding token has one id on both sides, whatever their sizes.
             vocab = {piece: token + (token >= config.pad_token_id) for piece, token in vocab.items()}
-            _write_json(directory / name, {**vocab, "<pad>": config.pad_token_id})
+            write_json(directory / name, {**vocab, "<pad>": config.pad_token_id})
     (directory / "source.spm").write_bytes(model)
     (directory / "target.spm").write_bytes(model)
     settings = {"source_lang": "eng", "target_lang": "fra", "separate_vocabs": separate}
-    _write_json(directory / "tokenizer_config.json", {**settings, "tokenizer_class": "MarianTokenizer"})
+    write_json(directory / "tokenizer_config.json", {**settings, "tokenizer_class": "MarianTokenizer"})
 
 
 def _m2m100(directory: Path, config: Any) -> None:
     model = piece_model("bpe", 90)
     if config.vocab_size < 300:
-        ordered = ["<s>", "<pad>", "</s>", "<unk>", *pieces_of(model)]
-        _write_json(directory / "vocab.json", {piece: token for token, piece in enumerate(ordered)})
-        _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "M2M100Tokenizer"})
+        ordered = ["<s>", "<pad>", "</s>", "<unk>", *text_pieces(model)]
+        write_json(directory / "vocab.json", {piece: token for token, piece in enumerate(ordered)})
+        write_json(directory / "tokenizer_config.json", {"tokenizer_class": "M2M100Tokenizer"})
     else:
-        _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "NllbTokenizer"})
+        write_json(directory / "tokenizer_config.json", {"tokenizer_class": "NllbTokenizer"})
     (directory / "sentencepiece.bpe.model").write_bytes(model)
 
 
 def _mbart(directory: Path, config: Any) -> None:
     (directory / "sentencepiece.bpe.model").write_bytes(piece_model("unigram", 90))
-    _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "MBart50Tokenizer"})
+    write_json(directory / "tokenizer_config.json", {"tokenizer_class": "MBart50Tokenizer"})
 
 
 def _bart(directory: Path, config: Any) -> None:
@@ -170,9 +149,9 @@ def _bart(directory: Path, config: Any) -> None:
     alphabet = [chr(byte) for byte in printable] + [chr(256 + place) for place in range(len(others))]
     merges = ["t h", "th e", "i n", "a n", "an d", "Ġ a", "e r"]
     ordered = ["<s>", "<pad>", "</s>", "<unk>", *alphabet, *(merge.replace(" ", "") for merge in merges), "<mask>"]
-    _write_json(directory / "vocab.json", {piece: token for token, piece in enumerate(ordered)})
+    write_json(directory / "vocab.json", {piece: token for token, piece in enumerate(ordered)})
     (directory / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
-    _write_json(directory / "tokenizer_config.json", {"tokenizer_class": "BartTokenizer"})
+    write_json(directory / "tokenizer_config.json", {"tokenizer_class": "BartTokenizer"})
 
 
 _TOKENIZER_FILES: dict[str, Callable[[Path, Any], None]] = {
