@@ -98,11 +98,16 @@ def read_directory(directory: Path) -> dict[str, Tensor]:
     raise CheckpointError(f"{directory}: got no weights, wanted one of {', '.join(_HF_FILES)}")
 
 
+def is_file_name(text: str) -> bool:
+    """Whether ``text`` names a file beside the one it stands in, and no other place."""
+    return text not in ("", ".", "..") and Path(text).name == text
+
+
 def _read_shards(index: Path) -> dict[str, Tensor]:
     try:
         files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(files.values()))
-        plain = all(name and Path(name).name == name and name != ".." for name in names)
+        plain = all(map(is_file_name, names))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index}: got no weight_map of tensor names and file names") from error
     if not plain:

@@ -35,7 +35,7 @@ from model.importers.settings import Settings
 from model.tokenizer import Kind, Part, Tokenizer, TokenizerConfig
 from model.tokenizer.pieces import PieceSegmenter, read_model_file
 from model.transformer import Transformer
-from model.weight_files import SAFETENSORS_SUFFIX, CheckpointError, read_saved, read_weights
+from model.weight_files import SAFETENSORS_SUFFIX, CheckpointError, is_file_name, read_saved, read_weights
 from model.weights import Origin, check_size, copy_weights
 
 # What "keys" may name, and what it is where it does not.
@@ -129,7 +129,7 @@ def _read_state_dict(path: Path, settings: Settings) -> dict[str, Tensor]:
 def _beside(path: Path, settings: Settings, name: str) -> Path:
     """A file of the directory that a field names."""
     value = settings.text(name)
-    if Path(value).name != value or value in ("", ".", ".."):
+    if not is_file_name(value):
         raise settings.fault(name, "the name of a file beside config.json")
     return path / value
 
