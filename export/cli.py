@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from export.bundle import Bundle, GoldenSentence, Manifest
     from export.golden import Question
-    from export.quantisation.ranges import ActivationRange
+    from export.quantisation.ranges import Calibration
     from model.checkpoint import Checkpoint
 
 TARGETS = ("cpu", "cuda", "tensorrt")
@@ -117,8 +117,8 @@ def _export(arguments: argparse.Namespace) -> Bundle:
     calibration = read_questions(arguments.calibration) if arguments.calibration else None
     progress = tqdm(questions, desc="golden", unit="sentence", dynamic_ncols=True)
     golden = list(answer(checkpoint, progress, max_source_tokens=limit, decoding=manifest.decoding))
-    ranges = _calibrate(checkpoint, manifest, calibration, golden) if arguments.precision == "int8" else None
-    return export_bundle(checkpoint, arguments.out, manifest=manifest, golden=golden, ranges=ranges)
+    found = _calibrate(checkpoint, manifest, calibration, golden) if arguments.precision == "int8" else None
+    return export_bundle(checkpoint, arguments.out, manifest=manifest, golden=golden, calibration=found)
 
 
 def _calibrate(
@@ -126,7 +126,7 @@ def _calibrate(
     manifest: Manifest,
     questions: Sequence[Question] | None,
     golden: Sequence[GoldenSentence],
-) -> Mapping[str, ActivationRange]:
+) -> Calibration:
     """Measure ranges on the reference's own greedy outputs; no questions: on those of the exam."""
     from tqdm import tqdm
 

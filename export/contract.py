@@ -118,19 +118,25 @@ def cache_names(prefix: str, layers: int) -> tuple[str, ...]:
     return tuple(f"{prefix}_{part}_{layer}" for layer in range(layers) for part in ("key", "value"))
 
 
-def encoder_contract(dimensions: ModelDimensions) -> GraphContract:
-    """Sources to every decoder layer's cross-attention keys and values."""
+def cache_dtype(precision: str) -> np.dtype[Any]:
+    """What keys and values are kept as, by the precision of the matrix products."""
+    return np.dtype(np.int8 if precision == "int8" else np.float32)
+
+
+def encoder_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
+    """Sources to every decoder layer's cross-attention keys and values, of dtype ``cached``."""
     cache = ("batch", dimensions.heads, "src_len", dimensions.head_dim)
     return GraphContract(
         inputs=(_spec("tokens", np.int64, "batch", "src_len"), _spec("lengths", np.int32, "batch")),
-        outputs=tuple(_spec(name, np.float32, *cache) for name in cache_names("cross", dimensions.decoder_layers)),
+        outputs=tuple(TensorSpec(name, cached, cache) for name in cache_names("cross", dimensions.decoder_layers)),
     )
 
 
-def step_contract(dimensions: ModelDimensions) -> GraphContract:
+def step_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
     """One token per row to logits. Each ``present_*`` is bound to the buffer of its ``past_*``: updated in place.
 
-    ``cross_*`` is read and written alike (``cross_present_*``): a step writes back what already stands there.
+    ``cross_*`` is read and written alike (``cross_present_*``): a step writes back what already stands there. All of
+    them are of dtype ``cached``.
     """
     layers = dimensions.decoder_layers
     own = ("rows", dimensions.heads, "capacity", dimensions.head_dim)
@@ -142,13 +148,13 @@ def step_contract(dimensions: ModelDimensions) -> GraphContract:
             _spec("source_lengths", np.int32, "rows"),
             _spec("longest_target", np.int32, 1),
             _spec("longest_source", np.int32, 1),
-            *(_spec(name, np.float32, *own) for name in cache_names("past", layers)),
-            *(_spec(name, np.float32, *cross) for name in cache_names("cross", layers)),
+            *(TensorSpec(name, cached, own) for name in cache_names("past", layers)),
+            *(TensorSpec(name, cached, cross) for name in cache_names("cross", layers)),
         ),
         outputs=(
             _spec("logits", np.float32, "rows", dimensions.padded_target_vocab),
-            *(_spec(name, np.float32, *own) for name in cache_names("present", layers)),
-            *(_spec(name, np.float32, *cross) for name in cache_names("cross_present", layers)),
+            *(TensorSpec(name, cached, own) for name in cache_names("present", layers)),
+            *(TensorSpec(name, cached, cross) for name in cache_names("cross_present", layers)),
         ),
     )
 
@@ -172,11 +178,12 @@ def top_k_contract(dimensions: ModelDimensions) -> GraphContract:
     )
 
 
-def graph_contracts(dimensions: ModelDimensions) -> dict[str, GraphContract]:
+def graph_contracts(dimensions: ModelDimensions, *, precision: str) -> dict[str, GraphContract]:
     """The contract of every graph of a bundle, by graph name."""
+    cached = cache_dtype(precision)
     return {
-        "encoder": encoder_contract(dimensions),
-        "step": step_contract(dimensions),
+        "encoder": encoder_contract(dimensions, cached),
+        "step": step_contract(dimensions, cached),
         "argmax": argmax_contract(dimensions),
         "top_k": top_k_contract(dimensions),
     }

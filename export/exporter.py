@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -27,9 +27,9 @@ from export.bundle import (
 from export.bundle.fields import Fields
 from export.errors import ExportError
 from export.graphs.description import describe, dimensions_of
-from export.graphs.linear import FloatLinear, Int8Linear
+from export.graphs.number_format import Float32, Int8
 from export.graphs.ort import FLAVOUR, write_graphs
-from export.quantisation.ranges import ActivationRange
+from export.quantisation.ranges import Calibration
 from model.checkpoint import Checkpoint
 from model.weights import unique_parameters
 
@@ -94,7 +94,7 @@ def export_bundle(
     *,
     manifest: Manifest,
     golden: Iterable[GoldenSentence],
-    ranges: Mapping[str, ActivationRange] | None = None,
+    calibration: Calibration | None = None,
 ) -> Bundle:
     """Write a checkpoint as a bundle, in one move.
 
@@ -103,11 +103,11 @@ def export_bundle(
         out: directory to write; a bundle that is there is replaced.
         manifest: as ``plan_manifest`` made it.
         golden: the exam that the bundle carries.
-        ranges: what ``calibrate`` found, for graphs in int8.
+        calibration: what ``calibrate`` found, for graphs in int8.
 
     Raises:
         BundleError: ``out`` holds something that is no bundle.
-        ExportError: a layer of int8 graphs has no range, or weights that no scale fits.
+        ExportError: a part of int8 graphs was never calibrated, or has weights that no scale fits.
     """
     positions = max(manifest.max_source_tokens, manifest.max_output_tokens)
 
@@ -116,8 +116,9 @@ def export_bundle(
         checkpoint.tokenizer.save(folder / TOKENIZER_FOLDER)
         description = describe(checkpoint.model, positions=positions)
         for target, flavour in manifest.graphs.items():
-            linear = Int8Linear(ranges or {}) if manifest.precision(target) == "int8" else FloatLinear()
-            write_graphs(description, folder / GRAPHS_FOLDER / flavour, linear=linear)
+            int8 = manifest.precision(target) == "int8"
+            numbers = Int8(calibration or Calibration({}, {})) if int8 else Float32()
+            write_graphs(description, folder / GRAPHS_FOLDER / flavour, numbers=numbers)
 
     return write_bundle(out, manifest=manifest, fill=fill)
 

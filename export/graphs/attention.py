@@ -9,6 +9,10 @@ from onnx import TensorProto
 
 from export.contract import ModelDimensions
 from export.graphs.builder import MICROSOFT, GraphBuilder
+from export.graphs.number_format import NumberFormat
+
+_INPUTS_BEFORE_SCALES = 5  # of rotary embeddings, bias and sinks, which these models do not have
+_PER_TENSOR: dict[str, Any] = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
 
 
 class EncoderAttention(Protocol):
@@ -64,9 +68,12 @@ class OrtStepAttention:
     this leaves the cache as it was.
     """
 
-    def __init__(self, graph: GraphBuilder, dims: ModelDimensions, *, scale: float | None) -> None:
+    def __init__(
+        self, graph: GraphBuilder, dims: ModelDimensions, *, scale: float | None, numbers: NumberFormat
+    ) -> None:
         self._graph = graph
         self._operator = _operator(dims, scale)
+        self._numbers = numbers
         self._width = dims.attention_width
         self._positions = graph.op("Cast", "positions", to=TensorProto.INT32)
         self._last_source = graph.op("Sub", "source_lengths", graph.constant(1, np.int32))
@@ -81,29 +88,45 @@ class OrtStepAttention:
         return self._attend(
             (packed, "", "", f"past_key_{layer}", f"past_value_{layer}", self._positions, "longest_target"),
             present=(f"present_key_{layer}", f"present_value_{layer}"),
+            scales=self._scales(f"decoder.{layer}.self_attention"),
         )
 
     def attend_cross(self, layer: int, query: str) -> str:
         """Attend to the row's source: [rows, attention_width] -> [rows, attention_width]."""
         caches = (f"cross_key_{layer}", f"cross_value_{layer}")
         single = self._graph.op("Reshape", query, self._graph.constant([-1, 1, self._width]))
-        last = [self._last_of(cache) for cache in caches]
+        scales = self._scales(f"decoder.{layer}.cross_attention")
+        last = [self._last_of(cache, scale) for cache, scale in zip(caches, scales or ("", ""), strict=True)]
         return self._attend(
             (single, *last, *caches, self._last_source, "longest_source"),
             present=(f"cross_present_key_{layer}", f"cross_present_value_{layer}"),
+            scales=scales,
         )
 
-    def _last_of(self, cache: str) -> str:
-        """What a cache holds at each row's last source token: [rows, 1, attention_width]."""
+    def _scales(self, attention: str) -> tuple[str, str] | None:
+        """Scales of the caches of keys and values, float32 [1]; None where they hold float32."""
+        names = []
+        for part in ("key", "value"):
+            scale = self._numbers.cache_scale(f"{attention}.{part}")
+            if scale is None:
+                return None
+            names.append(self._graph.constant([scale], np.float32))
+        return names[0], names[1]
+
+    def _last_of(self, cache: str, scale: str) -> str:
+        """What a cache holds at each row's last source token: float32 [rows, 1, attention_width]."""
         gathered = self._graph.op("GatherND", cache, self._last_index, batch_dims=2)
+        if scale:  # a multiple of the scale comes back as the level that it was
+            gathered = self._graph.op("DequantizeLinear", gathered, self._graph.op("Squeeze", scale))
         return self._graph.op("Reshape", gathered, self._graph.constant([-1, 1, self._width]))
 
-    def _attend(self, inputs: tuple[str, ...], *, present: tuple[str, str]) -> str:
+    def _attend(self, inputs: tuple[str, ...], *, present: tuple[str, str], scales: tuple[str, str] | None) -> str:
         attended, _, _ = self._graph.ops(
             "GroupQueryAttention",
-            inputs,
+            (*inputs, *[""] * _INPUTS_BEFORE_SCALES, *scales) if scales else inputs,
             outputs=(None, *present),
             **self._operator,
+            **(_PER_TENSOR if scales else {}),
         )
         return self._graph.op("Reshape", attended, self._graph.constant([-1, self._width]))
 

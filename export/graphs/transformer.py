@@ -15,16 +15,16 @@ from export.contract import encoder_contract, step_contract
 from export.graphs.attention import OrtEncoderAttention, OrtStepAttention
 from export.graphs.builder import MICROSOFT, GraphBuilder
 from export.graphs.description import Attention, EmbeddingTables, Layer, Linear, ModelDescription, Norm
-from export.graphs.linear import LinearEmitter
+from export.graphs.number_format import NumberFormat
 from export.graphs.weight_file import WeightFile
 from model.config import Activation
 
 
-def build_encoder(model: ModelDescription, weights: WeightFile, linear: LinearEmitter) -> GraphBuilder:
+def build_encoder(model: ModelDescription, weights: WeightFile, numbers: NumberFormat) -> GraphBuilder:
     """The encoder, ending in every decoder layer's cross-attention keys and values."""
     dims = model.dims
-    graph = GraphBuilder("encoder", contract=encoder_contract(dims), weights=weights)
-    emit = _Emitter(graph, model, linear)
+    graph = GraphBuilder("encoder", contract=encoder_contract(dims, numbers.cache_dtype), weights=weights)
+    emit = _Emitter(graph, model, numbers)
     attention = OrtEncoderAttention(graph, dims, scale=model.attention_scale)
     src_len = graph.op("Shape", "tokens", start=1, end=2)
     places = graph.op("Range", graph.constant(0), graph.op("Squeeze", src_len), graph.constant(1))
@@ -35,22 +35,24 @@ def build_encoder(model: ModelDescription, weights: WeightFile, linear: LinearEm
         x = emit.self_attention(f"{name}.self_attention", x, layer, attend=attention.attend)
         x = emit.feed_forward(f"{name}.feed_forward", x, layer)
     x = emit.final_norm("encoder.norm", x, model.encoder_norm)
-    split = graph.op("Concat", graph.op("Shape", "tokens"), graph.constant([2, dims.heads, dims.head_dim]), axis=0)
+    apart = graph.constant([2, dims.heads, dims.head_dim])
+    split = graph.op("Concat", graph.op("Shape", "tokens"), apart, axis=0)
     for number, layer in enumerate(model.decoder):
         assert layer.cross_attention is not None
-        memory = emit.linear(f"decoder.{number}.cross_attention.key_value", x, layer.cross_attention.key_value)
-        pair = graph.op("Transpose", graph.op("Reshape", memory, split), perm=[2, 0, 3, 1, 4])
+        name = f"decoder.{number}.cross_attention"
+        pair = graph.op("Reshape", emit.linear(f"{name}.key_value", x, layer.cross_attention.key_value), split)
         for place, part in enumerate(("key", "value")):
-            graph.op("Gather", pair, graph.constant(place), axis=0, output=f"cross_{part}_{number}")
+            memory = emit.cached(f"{name}.{part}", graph.op("Gather", pair, graph.constant(place), axis=2))
+            graph.op("Transpose", memory, perm=[0, 2, 1, 3], output=f"cross_{part}_{number}")
     return graph
 
 
-def build_step(model: ModelDescription, weights: WeightFile, linear: LinearEmitter) -> GraphBuilder:
+def build_step(model: ModelDescription, weights: WeightFile, numbers: NumberFormat) -> GraphBuilder:
     """One decoder step of every row, ending at the logits."""
     dims = model.dims
-    graph = GraphBuilder("step", contract=step_contract(dims), weights=weights)
-    emit = _Emitter(graph, model, linear)
-    attention = OrtStepAttention(graph, dims, scale=model.attention_scale)
+    graph = GraphBuilder("step", contract=step_contract(dims, numbers.cache_dtype), weights=weights)
+    emit = _Emitter(graph, model, numbers)
+    attention = OrtStepAttention(graph, dims, scale=model.attention_scale, numbers=numbers)
     x = emit.embed("target", model.target, tokens="tokens", positions="positions")
     for number, layer in enumerate(model.decoder):
         name = f"decoder.{number}"
@@ -70,9 +72,9 @@ def build_step(model: ModelDescription, weights: WeightFile, linear: LinearEmitt
 class _Emitter:
     """Writes the parts that encoder and decoder have in common; values are [positions, d_model]."""
 
-    def __init__(self, graph: GraphBuilder, model: ModelDescription, linear: LinearEmitter) -> None:
+    def __init__(self, graph: GraphBuilder, model: ModelDescription, numbers: NumberFormat) -> None:
         self._graph = graph
-        self._linear = linear
+        self._numbers = numbers
         self._pre_norm = model.pre_norm
         self._activation = model.activation
 
@@ -87,7 +89,16 @@ class _Emitter:
 
     def linear(self, name: str, x: str, linear: Linear, *, result: str | None = None) -> str:
         """Matrix product and bias."""
-        return self._linear.emit(self._graph, name, x, linear, result=result)
+        return self._numbers.linear(self._graph, name, x, linear, result=result)
+
+    def cached(self, name: str, x: str) -> str:
+        """What a cache keeps of ``x``, the output of the projection ``name``."""
+        scale = self._numbers.cache_scale(name)
+        if scale is None:
+            return x
+        return self._graph.op(
+            "QuantizeLinear", x, self._graph.constant(scale, np.float32), self._graph.constant(0, np.int8)
+        )
 
     def self_attention(self, name: str, x: str, layer: Layer, *, attend: Callable[[str], str]) -> str:
         """The self-attention sub-layer with its residual."""

@@ -1,9 +1,10 @@
-"""Calibration: the Transformer in PyTorch reads sentences, and the input of every matrix product is watched."""
+"""Calibration: the Transformer in PyTorch reads sentences; inputs of matrix products, keys and values are watched."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -11,26 +12,35 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.errors import ExportError
-from export.quantisation.ranges import ActivationRange, Histogram
+from export.quantisation.ranges import Calibration, Histogram
 from model.transformer import Transformer
 
 _Sentence = tuple[Sequence[int], Sequence[int]]
-_Watch = Callable[[str, NDArray[np.float32]], None]
-_Hook = Callable[[nn.Module, tuple[Tensor, ...]], None]
+
+
+class _Tensor(NamedTuple):
+    """A tensor that is watched: what goes into a layer of the graphs, or what comes out of a projection."""
+
+    layer: str
+    kind: Literal["input", "output"]
+
+
+_Watch = Callable[[_Tensor, NDArray[np.float32]], None]
 # The graphs compute projections of one input together; their input is measured at one of them.
 _TOGETHER = {
     "self_attention.query": "self_attention.query_key_value",
     "cross_attention.key": "cross_attention.key_value",
 }
 _LEFT_OUT = ("self_attention.key", "self_attention.value", "cross_attention.value")
+_CACHED = tuple(f"{attention}_attention.{part}" for attention in ("self", "cross") for part in ("key", "value"))
 
 
 def calibrate(
     model: Transformer, sentences: Sequence[_Sentence], *, on_sentence: Callable[[], object] = lambda: None
-) -> dict[str, ActivationRange]:
-    """Measure the range of every matrix product's input.
+) -> Calibration:
+    """Measure the range of every matrix product's input, and of every key and value that is kept.
 
-    Sources are encoded and outputs teacher-forced twice: for the smallest and largest value of each input, then for
+    Sources are encoded and outputs teacher-forced twice: for the smallest and largest value of each tensor, then for
     how often each value came.
 
     Args:
@@ -38,27 +48,30 @@ def calibrate(
         sentences: at least one; token ids of a source, end token included, and of an output, end token excluded.
         on_sentence: called as each sentence has been read, twice for each.
 
-    Returns:
-        The range of each layer, by its name in the graphs.
-
     Raises:
-        ExportError: there is no sentence, or an input is not finite; the message names the layer.
+        ExportError: there is no sentence, or a value is not finite; the message names the layer.
     """
     if not sentences:
         raise ExportError("calibration: got no sentence, wanted at least one")
-    bounds: dict[str, tuple[float, float]] = {}
+    bounds: dict[_Tensor, tuple[float, float]] = {}
 
-    def widen(layer: str, values: NDArray[np.float32]) -> None:
+    def widen(tensor: _Tensor, values: NDArray[np.float32]) -> None:
         low, high = float(values.min()), float(values.max())
         if not np.isfinite((low, high)).all():
-            raise ExportError(f"{layer}: got an input from {low} to {high} in calibration, wanted finite numbers")
-        lowest, highest = bounds.get(layer, (low, high))
-        bounds[layer] = min(low, lowest), max(high, highest)
+            raise ExportError(
+                f"{tensor.layer}: got an {tensor.kind} from {low} to {high} in calibration, wanted finite numbers"
+            )
+        lowest, highest = bounds.get(tensor, (low, high))
+        bounds[tensor] = min(low, lowest), max(high, highest)
 
     _read(model, sentences, widen, on_sentence)
-    histograms = {layer: Histogram(low=low, high=high) for layer, (low, high) in bounds.items()}
-    _read(model, sentences, lambda layer, values: histograms[layer].add(values), on_sentence)
-    return {layer: histogram.activation_range() for layer, histogram in histograms.items()}
+    histograms = {tensor: Histogram(low=low, high=high) for tensor, (low, high) in bounds.items()}
+    _read(model, sentences, lambda tensor, values: histograms[tensor].add(values), on_sentence)
+    found = histograms.items()
+    return Calibration(
+        inputs={tensor.layer: histogram.activation_range() for tensor, histogram in found if tensor.kind == "input"},
+        caches={tensor.layer: histogram.cache_scale() for tensor, histogram in found if tensor.kind == "output"},
+    )
 
 
 @torch.no_grad()
@@ -73,12 +86,15 @@ def _read(model: Transformer, sentences: Sequence[_Sentence], watch: _Watch, on_
 
 @contextmanager
 def _watched(model: Transformer, watch: _Watch) -> Iterator[None]:
-    """Call ``watch`` with the name and the input of every matrix product of the model."""
+    """Call ``watch`` with the input of every matrix product of the model and all that caches will hold."""
+    handles = []
+    for name, module in model.named_modules():
+        for tensor in _watched_tensors(name) if isinstance(module, nn.Linear) else ():
 
-    def hook(layer: str) -> _Hook:
-        return lambda _, inputs: watch(layer, inputs[0].numpy())
+            def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, tensor: _Tensor = tensor) -> None:
+                watch(tensor, (inputs[0] if tensor.kind == "input" else output).numpy())
 
-    handles = [module.register_forward_pre_hook(hook(layer)) for layer, module in _layers(model)]
+            handles.append(module.register_forward_hook(hook))
     try:
         yield
     finally:
@@ -86,9 +102,10 @@ def _watched(model: Transformer, watch: _Watch) -> Iterator[None]:
             handle.remove()
 
 
-def _layers(model: Transformer) -> Iterator[tuple[str, nn.Module]]:
-    """Every matrix product, by its name in the graphs, with the module that sees its input."""
-    for name, module in model.named_modules():
-        kind = ".".join(name.split(".")[-2:])
-        if isinstance(module, nn.Linear) and kind not in _LEFT_OUT:
-            yield name.removesuffix(kind) + _TOGETHER.get(kind, kind), module
+def _watched_tensors(name: str) -> Iterator[_Tensor]:
+    """What there is to watch at a matrix product of the model."""
+    kind = ".".join(name.split(".")[-2:])
+    if kind not in _LEFT_OUT:
+        yield _Tensor(name.removesuffix(kind) + _TOGETHER.get(kind, kind), "input")
+    if name.startswith("decoder.") and kind in _CACHED:
+        yield _Tensor(name, "output")

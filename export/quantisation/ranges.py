@@ -1,16 +1,19 @@
 """Which values of an activation its 8 bits stand for.
 
 QuantizeLinear gives q = round(x / scale) + zero_point, cut off at 0 and 255; what lies outside the range is clipped.
+Caches are signed: q = round(x / scale), cut off at -128 and 127.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 _LARGEST_LEVEL = 255
+_LARGEST_CACHE_LEVEL = 127
 _SMALLEST_WIDTH = 1e-30
 # Fine enough that the range is found where one outlier is hundreds of times larger than all other values.
 _BINS = 1 << 14
@@ -37,6 +40,20 @@ class ActivationRange:
         return cls(scale, min(round(-low / scale), _LARGEST_LEVEL))
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What 8 bits stand for in a whole model.
+
+    Attributes:
+        inputs: the range of each matrix product's input, by the product's name in the graphs.
+        caches: width of one signed level of each decoder cache, by the projection that fills it, for example
+            ``decoder.0.cross_attention.key``.
+    """
+
+    inputs: Mapping[str, ActivationRange]
+    caches: Mapping[str, float]
+
+
 class Histogram:
     """How often the values of one activation came."""
 
@@ -59,8 +76,16 @@ class Histogram:
         another set and with the built-in ones of other languages. Clipping nothing would let one freak value of a long
         calibration decide.
         """
+        return ActivationRange.spanning(*self._kept())
+
+    def cache_scale(self) -> float:
+        """Width of one signed level, for the same range."""
+        return float(np.float32(max(*map(abs, self._kept()), _SMALLEST_WIDTH) / _LARGEST_CACHE_LEVEL))
+
+    def _kept(self) -> tuple[float, float]:
+        """The smallest and largest value that are not clipped."""
         cumulated = np.cumsum(self._counts)
         clipped = _CLIPPED_SHARE * cumulated[-1]
         first = int(np.searchsorted(cumulated, clipped, side="right"))
         last = int(np.searchsorted(cumulated, cumulated[-1] - clipped, side="left"))
-        return ActivationRange.spanning(float(self._edges[first]), float(self._edges[last + 1]))
+        return float(self._edges[first]), float(self._edges[last + 1])

@@ -33,7 +33,8 @@ class OrtCpuRunner:
                 raise ValueError(f"{argument}: got {value}, wanted at least 1")
         manifest = bundle.manifest
         dims = manifest.dims
-        contracts = contract.graph_contracts(dims)
+        self.precision = manifest.precision(TARGET)
+        contracts = contract.graph_contracts(dims, precision=self.precision)
 
         def load(name: str, *, threads: int) -> Any:
             return open_session(bundle.graph_path(TARGET, name), contract=contracts[name], threads=threads)
@@ -48,9 +49,9 @@ class OrtCpuRunner:
             rows=max_rows,
             source_capacity=manifest.max_source_tokens,
             target_capacity=manifest.max_output_tokens,
+            dtype=contract.cache_dtype(self.precision),
         )
         selectable = dims.target_vocab - len(set(manifest.suppressed_ids))
-        self.precision = manifest.precision(TARGET)
         self.limits = RunnerLimits(
             max_rows=max_rows,
             max_source_tokens=manifest.max_source_tokens,

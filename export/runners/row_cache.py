@@ -12,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.contract import ModelDimensions
-from export.runners.protocol import FloatArray, IntArray, ShapeError
+from export.runners.protocol import IntArray, ShapeError
+
+Values = NDArray[Any]
+"""Keys or values, in the dtype that the model's graphs keep them in."""
 
 
 class RowCaches:
@@ -27,11 +30,13 @@ class RowCaches:
         source_lengths: int32 [rows], tokens of each row's source; 0: the row never held one.
     """
 
-    def __init__(self, dims: ModelDimensions, *, rows: int, source_capacity: int, target_capacity: int) -> None:
+    def __init__(
+        self, dims: ModelDimensions, *, rows: int, source_capacity: int, target_capacity: int, dtype: np.dtype[Any]
+    ) -> None:
         """Reserve the buffers; capacities are in tokens."""
         buffers = 2 * dims.decoder_layers
-        self.own = _zeros((buffers, rows, dims.heads, target_capacity, dims.head_dim))
-        self.cross = _zeros((buffers, rows, dims.heads, source_capacity, dims.head_dim))
+        self.own = _zeros((buffers, rows, dims.heads, target_capacity, dims.head_dim), dtype)
+        self.cross = _zeros((buffers, rows, dims.heads, source_capacity, dims.head_dim), dtype)
         self.source_lengths: NDArray[np.int32] = np.zeros(rows, np.int32)
         # Which source a row holds: a number of its own for every source ever written.
         self._sources: IntArray = np.zeros(rows, np.int64)
@@ -42,11 +47,11 @@ class RowCaches:
         """Address space of both buffers."""
         return self.own.nbytes + self.cross.nbytes
 
-    def write_sources(self, memory: Sequence[FloatArray], *, lengths: IntArray, rows: IntArray) -> None:
+    def write_sources(self, memory: Sequence[Values], *, lengths: IntArray, rows: IntArray) -> None:
         """Write what the encoder gave for a batch of sources, each as far as it is long.
 
         Args:
-            memory: for each buffer float32 [batch, heads, src_len, head_dim].
+            memory: for each buffer [batch, heads, src_len, head_dim].
             lengths: int64 [batch].
             rows: int64 [batch], the row of each source.
         """
@@ -84,21 +89,21 @@ class RowCaches:
             raise ShapeError(f"rows: got row {empty} without a source, wanted every live row encoded")
 
 
-def _zeros(shape: tuple[int, ...]) -> FloatArray:
-    """Zeros whose pages stay unallocated until they are written, float32.
+def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Values:
+    """Zeros whose pages stay unallocated until they are written.
 
     ``np.zeros`` asks for huge pages, each of which would span the heads of several rows: the first token of a row
     would then allocate all of its capacity.
     """
-    size = math.prod(shape) * np.dtype(np.float32).itemsize
+    size = math.prod(shape) * dtype.itemsize
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without huge pages refuses the advice
             memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, np.float32).reshape(shape)
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
-def _move_rows(buffer: FloatArray, targets: IntArray, parents: IntArray, lengths: NDArray[Any]) -> None:
+def _move_rows(buffer: Values, targets: IntArray, parents: IntArray, lengths: NDArray[Any]) -> None:
     """Copy the first ``lengths`` positions of rows ``parents`` to rows ``targets``, all at once in effect."""
     overwritten = set(targets.tolist())
     moves = [

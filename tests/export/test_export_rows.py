@@ -69,7 +69,9 @@ def test_rows_hold_what_their_parents_held_under_any_mapping(seed: int, open_run
 
 
 def test_a_reorder_within_one_source_leaves_cross_attention_where_it_is(tiny_bundle: Bundle) -> None:
-    caches = RowCaches(tiny_bundle.manifest.dims, rows=3, source_capacity=4, target_capacity=4)
+    caches = RowCaches(
+        tiny_bundle.manifest.dims, rows=3, source_capacity=4, target_capacity=4, dtype=np.dtype(np.float32)
+    )
     memory = [np.full((1, 4, 2, 8), buffer + 1.0, np.float32) for buffer in range(len(caches.cross))]
     caches.write_sources(memory, lengths=np.array([2]), rows=np.array([0]))
     caches.move(np.array([0, 0]), positions=np.array([0, 0]))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -21,17 +21,18 @@ from export.bundle import Bundle
 from export.errors import ExportError
 from export.exporter import export_bundle, plan_manifest
 from export.quantisation.calibration import calibrate
-from export.quantisation.ranges import ActivationRange, Histogram
+from export.quantisation.ranges import ActivationRange, Calibration, Histogram
 from export.quantisation.weights import quantise_weight
 from export.runners.ort_cpu import OrtCpuRunner
 from model.checkpoint import Checkpoint
 from model.tokenizer import Tokenizer
 from model.transformer import Transformer
 from tests.export.test_export_parity import CONFIGURATIONS, LENGTHS, STEPS
-from tests.export.tiny import CARD, START, NoTokenizer, export_model, padded, random_model, ranges_of, sources_of
+from tests.export.tiny import CARD, START, NoTokenizer, calibrated, export_model, padded, random_model, sources_of
 
 Open = Callable[..., OrtCpuRunner]
 LARGEST_PAIR = 32767 // 255
+PARTS = ("key", "value")
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -97,8 +98,9 @@ def test_an_input_that_never_changes_has_a_range() -> None:
 
 @contextmanager
 def rounded(model: Transformer) -> Iterator[None]:
-    """Let every matrix product of a PyTorch model round as the graphs do, by integers."""
-    ranges = ranges_of(model)
+    """Let every matrix product and every cache of a PyTorch model round as the graphs do, by integers."""
+    calibration = calibrated(model)
+    ranges = calibration.inputs
     together = {"query": "query_key_value", "key": "query_key_value", "value": "query_key_value"}
 
     def range_of(name: str) -> ActivationRange:
@@ -117,7 +119,9 @@ def rounded(model: Transformer) -> Iterator[None]:
             summed = (np.clip(x, 0, 255).astype(np.int64) - found.zero_point) @ levels.astype(np.int64)
             y = torch.from_numpy(summed.astype(np.float32) * (np.float32(found.scale) * scales))
             bias: Tensor | None = module.bias  # which a module may lack, though its type does not say so
-            return y if bias is None else y + bias
+            y = y if bias is None else y + bias
+            scale = calibration.caches.get(name)
+            return y if scale is None else torch.clamp(torch.round(y / scale), -128, 127) * scale
 
         return product
 
@@ -173,7 +177,7 @@ def test_every_matrix_product_is_in_int8_and_all_else_is_not(tmp_path: Path) -> 
     bundle = export_model(model, tmp_path / "bundle", precision="int8")
     assert bundle.manifest.graphs == {"cpu": "ort-int8"}
     assert bundle.manifest.precision("cpu") == "int8"
-    layers = set(ranges_of(model))
+    layers = set(calibrated(model).inputs)
     for graph in ("encoder", "step"):
         onnx.checker.check_model(str(bundle.graph_path("cpu", graph)))
         kinds = [
@@ -181,8 +185,12 @@ def test_every_matrix_product_is_in_int8_and_all_else_is_not(tmp_path: Path) -> 
             for node in onnx.load(str(bundle.graph_path("cpu", graph)), load_external_data=False).graph.node
         ]
         stored = initializers(bundle, graph)
-        rounded_layers = {name.removesuffix(".weight") for name, values in stored.items() if values.dtype == np.int8}
-        assert kinds.count("MatMulIntegerToFloat") == kinds.count("QuantizeLinear") == len(rounded_layers)
+        rounded_layers = {
+            name.removesuffix(".weight") for name, values in stored.items() if values.dtype == np.int8 and values.ndim
+        }
+        caches = {"encoder": 2 * model.config.decoder_layers, "step": 0}  # what the encoder gives, rounded already
+        assert kinds.count("MatMulIntegerToFloat") == len(rounded_layers)
+        assert kinds.count("QuantizeLinear") == len(rounded_layers) + caches[graph]
         assert not {"Gemm", "MatMul"} & set(kinds)
         layers -= rounded_layers
     assert not layers, "calibrated, but never used"
@@ -194,39 +202,62 @@ def test_the_same_model_always_gives_the_same_bundle(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
-def export_with(ranges: dict[str, ActivationRange], out: Path, model: Transformer | None = None) -> None:
+def export_with(calibration: Calibration, out: Path, model: Transformer | None = None) -> None:
     checkpoint = Checkpoint(model or random_model(), cast(Tokenizer, NoTokenizer()), CARD)
-    export_bundle(checkpoint, out, manifest=plan_manifest(checkpoint, precision="int8"), golden=[], ranges=ranges)
+    export_bundle(
+        checkpoint, out, manifest=plan_manifest(checkpoint, precision="int8"), golden=[], calibration=calibration
+    )
 
 
-@pytest.mark.parametrize("layer", sorted(ranges_of(random_model())))
+def without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {other: value for other, value in values.items() if other != name}
+
+
+@pytest.mark.parametrize("layer", sorted(calibrated(random_model()).inputs))
 def test_a_layer_that_calibration_never_saw_is_named(layer: str, tmp_path: Path) -> None:
-    ranges = ranges_of(random_model())
-    del ranges[layer]
+    found = calibrated(random_model())
     with pytest.raises(ExportError, match=rf"^{layer}: got no range of its input, wanted it seen in calibration$"):
-        export_with(ranges, tmp_path / "bundle")
+        export_with(dataclasses.replace(found, inputs=without(found.inputs, layer)), tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_there_is_a_scale_for_every_cache_of_the_decoder() -> None:
+    layers, caches = range(random_model().config.decoder_layers), calibrated(random_model()).caches
+    wanted = {f"decoder.{n}.{kind}_attention.{part}" for n in layers for kind in ("self", "cross") for part in PARTS}
+    assert set(caches) == wanted
+
+
+@pytest.mark.parametrize("kind", ["self", "cross"])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_cache_without_a_usable_scale_is_named(kind: str, part: str, tmp_path: Path) -> None:
+    name = f"decoder.1.{kind}_attention.{part}"
+    found = calibrated(random_model())
+    with pytest.raises(ExportError, match=rf"^{name}: got no scale of its cache, wanted it seen in calibration$"):
+        export_with(dataclasses.replace(found, caches=without(found.caches, name)), tmp_path / "bundle")
+    with pytest.raises(ExportError, match=rf"^{name}: got a scale of nan, wanted a finite number$"):
+        export_with(dataclasses.replace(found, caches={**found.caches, name: np.nan}), tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("scale", [np.inf, np.nan])
 def test_a_scale_that_is_not_finite_is_named(scale: float, tmp_path: Path) -> None:
-    ranges = ranges_of(random_model())
-    ranges["decoder.1.cross_attention.query"] = ActivationRange(scale, 128)
+    found = calibrated(random_model())
+    unusable = {**found.inputs, "decoder.1.cross_attention.query": ActivationRange(scale, 128)}
     with pytest.raises(
         ExportError, match=r"^decoder\.1\.cross_attention\.query: got weights or a range that are not finite"
     ):
-        export_with(ranges, tmp_path / "bundle")
+        export_with(dataclasses.replace(found, inputs=unusable), tmp_path / "bundle")
 
 
 def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
     model = random_model()
-    ranges = ranges_of(model)
+    found = calibrated(model)
     with torch.no_grad():
         model.get_parameter("encoder.1.feed_forward.inner.weight")[3, 4] = torch.nan
     with pytest.raises(
         ExportError, match=r"^encoder\.1\.feed_forward\.inner: got weights or a range that are not finite"
     ):
-        export_with(ranges, tmp_path / "bundle", model)
+        export_with(found, tmp_path / "bundle", model)
 
 
 def test_an_input_that_is_not_finite_is_named() -> None:
@@ -234,7 +265,7 @@ def test_an_input_that_is_not_finite_is_named() -> None:
     with torch.no_grad():
         model.get_parameter("encoder.0.feed_forward.inner.bias")[5] = torch.inf
     with pytest.raises(ExportError, match=r"^encoder\.0\.feed_forward\.outer: got an input from 0\.0 to inf"):
-        ranges_of(model)
+        calibrated(model)
 
 
 def test_calibration_wants_a_sentence_and_tells_of_each() -> None:
@@ -247,7 +278,7 @@ def test_calibration_wants_a_sentence_and_tells_of_each() -> None:
 
 def test_calibration_leaves_the_model_as_it_was() -> None:
     model = random_model()
-    ranges = ranges_of(model)
-    assert ranges == ranges_of(model)
-    assert not any(module._forward_pre_hooks for module in model.modules())
-    assert dataclasses.asdict(ranges["output"]).keys() == {"scale", "zero_point"}
+    found = calibrated(model)
+    assert found == calibrated(model)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert dataclasses.asdict(found.inputs["output"]).keys() == {"scale", "zero_point"}

@@ -12,7 +12,7 @@ import torch
 from export.bundle import Bundle, GoldenSentence
 from export.exporter import Precision, export_bundle, plan_manifest
 from export.quantisation.calibration import calibrate
-from export.quantisation.ranges import ActivationRange
+from export.quantisation.ranges import Calibration
 from export.runners.protocol import IntArray
 from model.checkpoint import Checkpoint, ModelCard
 from model.config import TransformerConfig
@@ -73,7 +73,7 @@ def padded(sources: list[IntArray], *, to: int | None = None) -> tuple[IntArray,
     return array, lengths
 
 
-def ranges_of(model: Transformer) -> dict[str, ActivationRange]:
+def calibrated(model: Transformer) -> Calibration:
     """Calibrated on random sentences, of the vocabulary and of the lengths that tests ask for."""
     vocab = min(model.config.source_vocab_size, model.config.target_vocab_size)
     longest = model.config.max_positions
@@ -89,5 +89,5 @@ def export_model(
     """The bundle of a model that has no tokenizer."""
     checkpoint = Checkpoint(model, cast(Tokenizer, NoTokenizer()), CARD)
     manifest = plan_manifest(checkpoint, precision=precision)
-    ranges = ranges_of(model) if precision == "int8" else None
-    return export_bundle(checkpoint, out, manifest=manifest, golden=golden, ranges=ranges)
+    calibration = calibrated(model) if precision == "int8" else None
+    return export_bundle(checkpoint, out, manifest=manifest, golden=golden, calibration=calibration)

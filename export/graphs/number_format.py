@@ -1,8 +1,7 @@
-"""How a precision of graph computes y = x weight^T + bias: the only part in which precisions differ."""
+"""How graphs of one precision compute y = x weight^T + bias and keep their caches: all in which precisions differ."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -10,21 +9,33 @@ import numpy as np
 from export.errors import ExportError
 from export.graphs.builder import MICROSOFT, GraphBuilder
 from export.graphs.description import Linear
-from export.quantisation.ranges import ActivationRange
+from export.quantisation.ranges import Calibration
 from export.quantisation.weights import quantise_weight
 
 
-class LinearEmitter(Protocol):
-    """Writes one matrix product and its bias into a graph."""
+class NumberFormat(Protocol):
+    """Writes matrix products into a graph, and says how numbers are kept in caches."""
 
-    def emit(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, result: str | None = None) -> str:
+    @property
+    def cache_dtype(self) -> np.dtype[np.generic]:
+        """Of keys and values in the caches."""
+
+    def cache_scale(self, name: str) -> float | None:
+        """Width of one level of a cache, by the projection that fills it; None: values are kept as they are."""
+
+    def linear(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, result: str | None = None) -> str:
         """[positions, in] -> [positions, out]; ``name`` names the layer, ``result`` the value where it has to."""
 
 
-class FloatLinear:
+class Float32:
     """float32, as the model was trained."""
 
-    def emit(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, result: str | None = None) -> str:
+    cache_dtype: np.dtype[np.generic] = np.dtype(np.float32)
+
+    def cache_scale(self, name: str) -> None:
+        """Values are kept as they are."""
+
+    def linear(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, result: str | None = None) -> str:
         """[positions, in] -> [positions, out]."""
         inputs = [x, graph.weight(f"{name}.weight", linear.weight)]
         if linear.bias is not None:
@@ -32,7 +43,7 @@ class FloatLinear:
         return graph.op("Gemm", *inputs, output=result, transB=1)
 
 
-class Int8Linear:
+class Int8:
     """8-bit activations by 8-bit weights, summed in 32 bits; everything between two products stays float32.
 
     The range of a layer's input is static: it was calibrated, and stands in the graph as constants. So a row's result
@@ -52,21 +63,39 @@ class Int8Linear:
     512 -> 2048   55 / 25      158 / 55     1296 / 342
     512 -> 32128  2973 / 1212  5422 / 1910  21957 / 6410
     ============  ===========  ===========  ============
+
+    Keys and values are kept in 8 bits too, signed, with one scale for each cache: attention over many rows waits for
+    memory, and reads a quarter of it.
     """
 
-    def __init__(self, ranges: Mapping[str, ActivationRange]) -> None:
-        """Take the range of every layer's input, by the layer's name."""
-        self._ranges = ranges
+    cache_dtype: np.dtype[np.generic] = np.dtype(np.int8)
 
-    def emit(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, result: str | None = None) -> str:
+    def __init__(self, calibration: Calibration) -> None:
+        """Take what calibration found."""
+        self._calibration = calibration
+
+    def cache_scale(self, name: str) -> float:
+        """Width of one level of a cache.
+
+        Raises:
+            ExportError: the cache was never seen in calibration, or its scale is not finite.
+        """
+        if name not in self._calibration.caches:
+            raise ExportError(f"{name}: got no scale of its cache, wanted it seen in calibration")
+        scale = self._calibration.caches[name]
+        if not np.isfinite(scale):
+            raise ExportError(f"{name}: got a scale of {scale}, wanted a finite number")
+        return scale
+
+    def linear(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, result: str | None = None) -> str:
         """[positions, in] -> [positions, out].
 
         Raises:
             ExportError: the layer was never seen in calibration, or its weights or its range are not finite.
         """
-        if name not in self._ranges:
+        if name not in self._calibration.inputs:
             raise ExportError(f"{name}: got no range of its input, wanted it seen in calibration")
-        found = self._ranges[name]
+        found = self._calibration.inputs[name]
         if not (np.isfinite(found.scale) and np.isfinite(linear.weight).all()):
             raise ExportError(f"{name}: got weights or a range that are not finite, wanted finite numbers")
         levels, scales = quantise_weight(linear.weight)
