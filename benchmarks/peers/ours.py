@@ -1,0 +1,58 @@
+"""This project's decode loop, the one that serves, driven in process: all use of it by these benchmarks is here."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from pathlib import Path
+
+from benchmarks.peers.works import Outputs, Work
+from export.bundle import Bundle
+from export.runners.ort_cpu import OrtCpuRunner
+from server.decoding.loop import DecodeLoop
+from server.decoding.sequence import Outcome, Result, SearchOptions
+from server.decoding.sequence import Sequence as Job
+
+_MAX_QUEUE = 4096
+_CLOSE_TIMEOUT_S = 10.0
+
+
+class Ours:
+    """A decode loop on its own thread, as ``dragoman serve`` runs it."""
+
+    def __init__(self, bundle_path: Path, *, threads: int, max_rows: int) -> None:
+        bundle = Bundle.open(bundle_path)
+        manifest = bundle.manifest
+        self._runner = OrtCpuRunner.open(bundle, threads=threads, max_rows=max_rows)
+        self._loop = DecodeLoop(
+            self._runner,
+            start_id=manifest.start_id,
+            eos_id=manifest.eos_id,
+            pad_id=manifest.pad_id,
+            max_queue=_MAX_QUEUE,
+        )
+        self._loop.start()
+
+    def run(self, work: Work) -> Outputs:
+        """Submit all sources at once and wait for the last output."""
+        futures: list[Future[Result]] = [Future() for _ in work.sources]
+        self._loop.submit(
+            [
+                Job(
+                    source,
+                    SearchOptions(beam_size=work.beam_size, max_output_tokens=output),
+                    on_finished=future.set_result,
+                )
+                for source, output, future in zip(work.sources, work.outputs, futures, strict=True)
+            ]
+        )
+        return Outputs(tuple(_best(future.result()) for future in futures))
+
+    def close(self) -> None:
+        """End the loop's thread and free the graphs."""
+        self._loop.close(timeout_s=_CLOSE_TIMEOUT_S)
+        self._runner.close()
+
+
+def _best(result: Result) -> tuple[int, ...]:
+    assert result.outcome is Outcome.FINISHED, f"got {result.outcome}, wanted a finished output"
+    return result.hypotheses[0].tokens
