@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.decoding.waiting import Order
+
 VARIABLE_PREFIX = "DRAGOMAN_"
 
 
@@ -38,8 +40,10 @@ class ServeConfig:
         metrics: where ``/metrics`` is served.
         reflection: whether clients may ask for the service's description.
         allow_uncertified: whether a bundle without a valid certificate is served.
-        threads: CPU threads of a step; 0: as many as the process may use.
+        threads: CPU threads of a step that is alone; 0: as many as the process may use.
+        workers: steps of a model that may run beside each other, each on one thread; 0: as many as ``threads``.
         max_rows: most live rows of a step.
+        admission: the order in which waiting texts are admitted.
         max_queue: most texts of one model that may wait.
         max_contents: most texts of one request.
         max_beam_size: most hypotheses of one search.
@@ -54,7 +58,9 @@ class ServeConfig:
     reflection: bool = False
     allow_uncertified: bool = False
     threads: int = 0
+    workers: int = 0
     max_rows: int = 64
+    admission: Order = Order.FAIR
     max_queue: int = 4096
     max_contents: int = 1024
     max_beam_size: int = 16
@@ -123,6 +129,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _order(text: str) -> Order:
+    try:
+        return Order(text)
+    except ValueError:
+        raise ValueError(" or ".join(order.value for order in Order)) from None
+
+
 def _switch(text: str) -> bool:
     values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if text.lower() not in values:
@@ -143,7 +156,9 @@ SETTINGS = (
     Setting("reflection", "reflection", _switch, "answer gRPC server reflection"),
     Setting("allow-uncertified", "allow_uncertified", _switch, "serve bundles that have no valid certificate"),
     Setting("threads", "threads", _whole_number(0, 1024), "CPU threads of a step (default: all it may use)", "N"),
+    Setting("workers", "workers", _whole_number(0, 1024), "steps beside each other (default: as --threads)", "N"),
     Setting("max-rows", "max_rows", _whole_number(4, 512), "most live rows of a step (default: 64)", "N"),
+    Setting("admission", "admission", _order, "fair or longest-first among waiting texts (default: fair)", "ORDER"),
     Setting("max-queue", "max_queue", _whole_number(1), "most texts of a model that may wait (default: 4096)", "N"),
     Setting("max-contents", "max_contents", _whole_number(1), "most texts of a request (default: 1024)", "N"),
     Setting("max-beam-size", "max_beam_size", _whole_number(1, 512), "largest beam (default: 16)", "N"),

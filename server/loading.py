@@ -21,6 +21,7 @@ from export.runners.protocol import RunnerError
 from model.tokenizer import TokenizerError
 from server import log
 from server.config import ServeConfig
+from server.decoding.crew import Crew
 from server.metrics import Metrics
 from server.models import KnownModel, ModelState, ServedModel
 from server.opening import NotServableError, admit, open_model
@@ -100,6 +101,7 @@ class _Loader:
         self.serving = 0
         self._config = config
         self._metrics = metrics
+        self._crew = Crew()
         self._on_found = on_found
         self._opened: dict[str, tuple[ServedModel, Bundle]] = {}
         self._spare: dict[str, list[Bundle]] = {}
@@ -116,7 +118,7 @@ class _Loader:
             if name in self._opened:
                 self._spare.setdefault(name, []).append(bundle)
                 return
-            model = open_model(bundle, self._config, self._metrics)
+            model = open_model(bundle, self._config, self._metrics, crew=self._crew)
         except Exception as error:
             broken = _read_manifest(path)
             if broken is not None:
@@ -157,7 +159,7 @@ class _Loader:
             admit(model, bundle, self._config)
         except Exception as error:
             # Before the state says so: a server that leaves closes the runners of all models that do not load.
-            model.runner.close()
+            model.close_runners()
             model.certified = not isinstance(error, NotServableError)
             self._refuse(bundle.path, error, model=model.name)
             return None
@@ -167,7 +169,7 @@ class _Loader:
     def _admit_spare(self, bundle: Bundle) -> Bundle | None:
         """Let the model of ``bundle`` serve in place of the one known by its name; as ``_admit``."""
         try:
-            model = open_model(bundle, self._config, self._metrics)
+            model = open_model(bundle, self._config, self._metrics, crew=self._crew)
         except Exception as error:
             self._refuse(bundle.path, error, model=bundle.manifest.name)
             return None

@@ -81,7 +81,7 @@ class ServedModel(KnownModel):
 
     Attributes:
         tokenizer: text to token ids and back.
-        runner: executes its graphs.
+        runners: execute its graphs, one for each worker of the decode loop; all alike.
         decode_loop: decodes its sequences.
         metrics: counts what it does.
         limits: what a request may ask for.
@@ -90,7 +90,7 @@ class ServedModel(KnownModel):
     """
 
     tokenizer: Tokenizer
-    runner: Runner
+    runners: tuple[Runner, ...]
     decode_loop: DecodeLoop
     metrics: ModelMetrics
     limits: Limits
@@ -110,6 +110,21 @@ class ServedModel(KnownModel):
             early_stopping=decoding.early_stopping,
             forced_end=decoding.forced_end,
         )
+
+    @property
+    def runner(self) -> Runner:
+        """Any of them, for what they have in common."""
+        return self.runners[0]
+
+    @property
+    def cache_bytes(self) -> int:
+        """Address space of the caches of all of them."""
+        return sum(runner.limits.cache_bytes for runner in self.runners)
+
+    def close_runners(self) -> None:
+        """Free what executes its graphs; nothing may be decoded any more."""
+        for runner in self.runners:
+            runner.close()
 
     @property
     def healthy(self) -> bool:

@@ -11,6 +11,7 @@ from export.runners.ort_cpu import OrtCpuRunner
 from model.tokenizer import Tokenizer
 from server import log
 from server.config import ServeConfig
+from server.decoding.crew import Crew
 from server.decoding.loop import DecodeLoop
 from server.exam.sitting import ExamError, sit_exam
 from server.exam.thresholds import Thresholds
@@ -28,8 +29,14 @@ class NotServableError(Exception):
     """A model has no valid certificate, or failed its exam here; one line says which."""
 
 
-def open_model(bundle: Bundle, config: ServeConfig, metrics: Metrics) -> ServedModel:
+def open_model(bundle: Bundle, config: ServeConfig, metrics: Metrics, *, crew: Crew) -> ServedModel:
     """Load a bundle; the model does not serve yet.
+
+    Args:
+        bundle: what to load.
+        config: the server's settings.
+        metrics: where the model's own are registered.
+        crew: the workers of all models of the server.
 
     Raises:
         BundleError: its parts do not fit each other, this machine or the server's limits.
@@ -39,30 +46,35 @@ def open_model(bundle: Bundle, config: ServeConfig, metrics: Metrics) -> ServedM
     manifest = bundle.manifest
     tokenizer = Tokenizer.load(bundle.tokenizer_path)
     _check_tokenizer(tokenizer, bundle)
-    runner = OrtCpuRunner.open(
+    threads = config.threads or cpu_count()
+    runners = OrtCpuRunner.open_workers(
         bundle,
-        threads=config.threads or cpu_count(),
+        workers=config.workers or threads,
+        threads=threads,
         max_rows=config.max_rows,
         max_candidates=2 * config.max_beam_size,
     )
-    limits = Limits.of(manifest, runner, config)
+    limits = Limits.of(manifest, runners[0], config)
     if manifest.decoding.beam_size > limits.max_beam_size:
-        runner.close()
+        for runner in runners:
+            runner.close()
         raise BundleError(f"{bundle.path}: decoding.{_beam_fault(manifest.decoding.beam_size, limits, config)}")
     model_metrics = ModelMetrics(metrics, manifest.name, reasons=MODEL_REASONS)
     decode_loop = DecodeLoop(
-        runner,
+        *runners,
         start_id=manifest.start_id,
         eos_id=manifest.eos_id,
         pad_id=manifest.pad_id,
         max_queue=config.max_queue,
+        order=config.admission,
+        crew=crew,
         observer=model_metrics,
     )
     return ServedModel(
         manifest=manifest,
         digest=bundle.digest,
         tokenizer=tokenizer,
-        runner=runner,
+        runners=runners,
         decode_loop=decode_loop,
         metrics=model_metrics,
         limits=limits,

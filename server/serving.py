@@ -136,7 +136,7 @@ def _log_start(config: ServeConfig, registry: Registry, *, listen: Address, metr
     """The start line: the effective configuration."""
     memory_bytes = memory_limit_bytes()
     in_use = [model for model in registry.loaded() if model.state is not ModelState.FAILED]
-    cache_bytes = sum(model.runner.limits.cache_bytes for model in in_use)
+    cache_bytes = sum(model.cache_bytes for model in in_use)
     log.event(
         _log,
         "started",
@@ -144,7 +144,9 @@ def _log_start(config: ServeConfig, registry: Registry, *, listen: Address, metr
         metrics=str(metrics),
         models=[_describe(model) for model in registry.all()],
         threads=config.threads or cpu_count(),
+        workers=config.workers or config.threads or cpu_count(),
         rows=config.max_rows,
+        admission=config.admission.value,
         cache_bytes=cache_bytes,
         memory_limit_bytes=memory_bytes,
         max_queue=config.max_queue,
@@ -160,7 +162,7 @@ def _log_start(config: ServeConfig, registry: Registry, *, listen: Address, metr
             level=logging.WARNING,
             cache_bytes=cache_bytes,
             memory_limit_bytes=memory_bytes,
-            hint="lower --max-rows",
+            hint="lower --max-rows or --workers",
         )
 
 
@@ -173,7 +175,8 @@ def _describe(model: KnownModel) -> dict[str, object]:
         "runner": model.runner.name,
         "precision": model.runner.precision,
         "rows": model.runner.limits.max_rows,
-        "cache_bytes": model.runner.limits.cache_bytes,
+        "workers": len(model.runners),
+        "cache_bytes": model.cache_bytes,
         "certified": model.exam is not None,
         "limits": asdict(model.limits),
     }

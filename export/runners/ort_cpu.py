@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,35 @@ from export.runners.row_cache import RowCaches
 TARGET = "cpu"
 
 
+@dataclass(frozen=True)
+class _Sessions:
+    """A bundle's graphs, loaded; any number of runners may run them at once.
+
+    Encoder and step are there twice where that makes a difference, by whether the runner is alone: on all threads,
+    and on one, since two runs on all threads would fight for the cores.
+    """
+
+    encoder: dict[bool, Any]
+    step: dict[bool, Any]
+    argmax: Any
+    top_k: Any
+
+    @classmethod
+    def load(cls, bundle: Bundle, *, threads: int, workers: int) -> _Sessions:
+        manifest = bundle.manifest
+        contracts = contract.graph_contracts(manifest.dims, precision=manifest.precision(TARGET))
+
+        def load(name: str, *, threads: int = 1) -> Any:
+            return open_session(bundle.graph_path(TARGET, name), contract=contracts[name], threads=threads)
+
+        def load_both(name: str) -> dict[bool, Any]:
+            alone = load(name, threads=threads)
+            return {True: alone, False: alone if threads == 1 or workers == 1 else load(name)}
+
+        # A head takes a fraction of a millisecond: waking another thread costs more than it brings.
+        return cls(load_both("encoder"), load_both("step"), load("argmax"), load("top_k"))
+
+
 class OrtCpuRunner:
     """Executes a bundle's ``cpu`` graphs; implements ``export.runners.protocol.Runner``.
 
@@ -26,24 +56,15 @@ class OrtCpuRunner:
 
     name = "onnxruntime-cpu"
 
-    def __init__(self, bundle: Bundle, *, threads: int, max_rows: int, max_candidates: int) -> None:
-        """Load the graphs; see ``open``."""
-        for argument, value in (("threads", threads), ("max_rows", max_rows), ("max_candidates", max_candidates)):
-            if value < 1:
-                raise ValueError(f"{argument}: got {value}, wanted at least 1")
+    def __init__(self, bundle: Bundle, sessions: _Sessions, *, max_rows: int, max_candidates: int) -> None:
+        """Allocate the buffers; see ``open``."""
         manifest = bundle.manifest
         dims = manifest.dims
         self.precision = manifest.precision(TARGET)
-        contracts = contract.graph_contracts(dims, precision=self.precision)
-
-        def load(name: str, *, threads: int) -> Any:
-            return open_session(bundle.graph_path(TARGET, name), contract=contracts[name], threads=threads)
-
         self._dims = dims
-        self._encoder = load("encoder", threads=threads)
-        self._step = BoundGraph(load("step", threads=threads))
-        # A head takes a fraction of a millisecond: waking another thread costs more than it brings.
-        self._argmax, self._top_k = (BoundGraph(load(name, threads=1)) for name in ("argmax", "top_k"))
+        self._encoder = sessions.encoder
+        self._step = {alone: BoundGraph(session) for alone, session in sessions.step.items()}
+        self._argmax, self._top_k = BoundGraph(sessions.argmax), BoundGraph(sessions.top_k)
         self._caches = RowCaches(
             dims,
             rows=max_rows,
@@ -71,26 +92,40 @@ class OrtCpuRunner:
 
     @classmethod
     def open(cls, bundle: Bundle, *, threads: int, max_rows: int = 64, max_candidates: int = 32) -> OrtCpuRunner:
-        """Load a bundle's graphs.
+        """Load a bundle's graphs for one runner; arguments as of ``open_workers``."""
+        return cls.open_workers(bundle, workers=1, threads=threads, max_rows=max_rows, max_candidates=max_candidates)[0]
+
+    @classmethod
+    def open_workers(
+        cls, bundle: Bundle, *, workers: int, threads: int, max_rows: int = 64, max_candidates: int = 32
+    ) -> tuple[OrtCpuRunner, ...]:
+        """Load a bundle's graphs once, for several runners.
 
         Args:
             bundle: exported for the target ``cpu``.
-            threads: that one encode or step uses; heads use one.
-            max_rows: most live rows of a step.
+            workers: runners that may be at work at once.
+            threads: that one encode or step uses while its runner is alone, else one; heads always use one.
+            max_rows: most live rows of a step, for each runner.
             max_candidates: largest ``k`` of ``top_k``; lowered to the number of selectable tokens.
 
         Raises:
             BundleError: the bundle has no graphs for ``cpu``, or they do not follow the contract.
         """
-        return cls(bundle, threads=threads, max_rows=max_rows, max_candidates=max_candidates)
+        numbers = {"workers": workers, "threads": threads, "max_rows": max_rows, "max_candidates": max_candidates}
+        for argument, value in numbers.items():
+            if value < 1:
+                raise ValueError(f"{argument}: got {value}, wanted at least 1")
+        sessions = _Sessions.load(bundle, threads=threads, workers=workers)
+        return tuple(cls(bundle, sessions, max_rows=max_rows, max_candidates=max_candidates) for _ in range(workers))
 
-    def encode(self, *, sources: IntArray, lengths: IntArray, rows: IntArray) -> None:
+    def encode(self, *, sources: IntArray, lengths: IntArray, rows: IntArray, alone: bool = True) -> None:
         """Encode a batch of sources and write their cross-attention keys and values into ``rows``.
 
         Args:
             sources: int64 [batch, src_len], end token included, padded on the right with pad_id.
             lengths: int64 [batch], tokens of each source, 1 to src_len.
             rows: int64 [batch], the row of each source.
+            alone: no other runner is at work.
 
         Raises:
             ShapeError: a shape does not fit, or exceeds ``limits``.
@@ -106,16 +141,19 @@ class OrtCpuRunner:
         _check_range("sources", sources, 0, self._dims.source_vocab)
         _check_range("lengths", lengths, 1, src_len + 1)
         _check_range("rows", rows, 0, self.limits.max_rows)
-        memory = run_graph(self._encoder, {"tokens": sources, "lengths": lengths.astype(np.int32)})
+        memory = run_graph(self._encoder[alone], {"tokens": sources, "lengths": lengths.astype(np.int32)})
         self._caches.write_sources(memory, lengths=lengths, rows=rows)
 
-    def step(self, *, tokens: IntArray, positions: IntArray, parents: IntArray | None = None) -> None:
+    def step(
+        self, *, tokens: IntArray, positions: IntArray, parents: IntArray | None = None, alone: bool = True
+    ) -> None:
         """Run one decoder step for the live rows 0..rows-1; the logits stay in the runner's buffer.
 
         Args:
             tokens: int64 [rows], last token of each row; the start token in a row's first step.
             positions: int64 [rows], tokens already in the row's cache; 0 in its first step.
             parents: int64 [rows], row whose caches each row continues; None: its own.
+            alone: no other runner is at work.
 
         Raises:
             ShapeError: a shape does not fit, exceeds ``limits``, or a row has no source.
@@ -138,7 +176,7 @@ class OrtCpuRunner:
         self._longest_target[0] = positions.max() + 1
         self._longest_source[0] = self._caches.source_lengths[:rows].max()
         self._rows = 0
-        self._step.run(rows, lambda: self._step_buffers(rows))
+        self._step[alone].run(rows, lambda: self._step_buffers(rows))
         self._rows = rows
 
     def argmax(self) -> IntArray:

@@ -12,6 +12,7 @@ from collections.abc import Sequence as Items
 
 from export.runners.protocol import RunnerLimits
 from server.decoding.sequence import Sequence
+from server.decoding.waiting import WaitingQueue
 
 DEFAULT_RETRY_AFTER_S = 1.0
 """What a refused caller is told to wait while nothing better is known."""
@@ -48,14 +49,19 @@ class ThroughputEstimate:
     _KEPT_PER_ROUND = 0.99  # about the last hundred rounds count
 
     def __init__(self, *, max_rows: int) -> None:
-        """Begin knowing nothing."""
+        """Begin knowing nothing; ``max_rows`` are those of all workers together."""
         self._max_rows = max_rows
         self._freed_ever = 0
         self._freed = 0.0
         self._seconds = 0.0
 
     def round_ended(self, *, freed_rows: int, seconds: float) -> None:
-        """Count a round that took ``seconds`` and whose finished sequences had reserved ``freed_rows``."""
+        """Count a round whose finished sequences had reserved ``freed_rows``.
+
+        Args:
+            freed_rows: of one worker.
+            seconds: that the round took, divided by the workers that were at work beside each other.
+        """
         self._freed_ever += freed_rows
         self._freed = self._KEPT_PER_ROUND * self._freed + freed_rows
         self._seconds = self._KEPT_PER_ROUND * self._seconds + seconds
@@ -72,30 +78,30 @@ class ThroughputEstimate:
 class Admission:
     """Decides whether new sequences may join the queue."""
 
-    def __init__(self, *, max_queue: int, max_rows: int) -> None:
-        """Arguments as ``DecodeLoop`` takes them."""
-        self.throughput = ThroughputEstimate(max_rows=max_rows)
+    def __init__(self, throughput: ThroughputEstimate, *, max_queue: int) -> None:
+        """``max_queue`` as ``DecodeLoop`` takes it."""
+        self._throughput = throughput
         self._max_queue = max_queue
 
-    def check(self, sequences: Items[Sequence], *, waiting: Items[Sequence], free_rows: int, now: float) -> None:
+    def check(self, sequences: Items[Sequence], *, queue: WaitingQueue, free_rows: int, now: float) -> None:
         """Refuse ``sequences`` where they do not all fit, or one would not get its turn in time.
 
         Raises:
             QueueFull: see there.
             DeadlineUnmeetable: see there.
         """
-        excess = len(waiting) + len(sequences) - self._max_queue
+        excess = len(queue) + len(sequences) - self._max_queue
         if excess > 0:
             raise QueueFull(
-                f"queue: got {len(sequences)} sequences beside {len(waiting)}, wanted at most {self._max_queue}",
-                retry_after_s=self.throughput.seconds_until_free(excess) or DEFAULT_RETRY_AFTER_S,
+                f"queue: got {len(sequences)} sequences beside {len(queue)}, wanted at most {self._max_queue}",
+                retry_after_s=self._throughput.seconds_until_free(excess) or DEFAULT_RETRY_AFTER_S,
             )
-        missing_rows = sum(sequence.options.beam_size for sequence in waiting) - free_rows
+        missing_rows = queue.rows - free_rows
         for sequence in sequences:
             missing_rows += sequence.options.beam_size
             if sequence.deadline is None or now >= sequence.deadline:
                 continue  # it has none; or it is over already, and the next round says so
-            wait_s = self.throughput.seconds_until_free(missing_rows)
+            wait_s = self._throughput.seconds_until_free(missing_rows)
             if wait_s is not None and now + wait_s > sequence.deadline:
                 raise DeadlineUnmeetable(
                     f"deadline: got {sequence.deadline - now:.3f} s, wanted at least {wait_s:.3f} s",

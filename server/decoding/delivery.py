@@ -33,10 +33,10 @@ class Delivery:
         """Whether no sequence is owed its end."""
         return not self._open
 
-    def open_besides(self, others: Iterable[Sequence]) -> list[Sequence]:
-        """The sequences that are owed their end and are none of ``others``, first come first."""
+    def open_among(self, sequences: Iterable[Sequence]) -> list[Sequence]:
+        """Those of ``sequences`` that are owed their end."""
         with self._open_lock:
-            return sorted(self._open.difference(others), key=lambda sequence: sequence.submitted_at)
+            return [sequence for sequence in sequences if sequence in self._open]
 
     def tokens(self, sequence: Sequence, final: Items[int]) -> None:
         """Hand over output tokens that have become final, if anybody listens."""
@@ -64,7 +64,8 @@ class Delivery:
 
     def finish_all(self, outcome: Outcome) -> int:
         """End every sequence that is still owed it, first come first; returns how many those were."""
-        left = self.open_besides(())
+        with self._open_lock:
+            left = sorted(self._open, key=lambda sequence: sequence.submitted_at)
         for sequence in left:
             self.finish(sequence, Result(outcome))
         return len(left)

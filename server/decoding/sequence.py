@@ -120,6 +120,14 @@ class Sequence:
     submitted_at: float = 0.0
     _cancelled: threading.Event = field(default_factory=threading.Event, repr=False)
 
+    def given_up(self, now: float) -> Outcome | None:
+        """Why nobody wants its result any more at the moment ``now``; None: somebody does."""
+        if self.cancelled:
+            return Outcome.CANCELLED
+        if self.deadline is not None and now >= self.deadline:
+            return Outcome.DEADLINE_EXCEEDED
+        return None
+
     def cancel(self) -> None:
         """Ask the loop to give this sequence up at its next round; safe from any thread, and after the end."""
         self._cancelled.set()

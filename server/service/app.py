@@ -146,7 +146,7 @@ class App:
         for model in self._registry.loaded():
             # One that is still warming up is used by the thread that loads it.
             if model.state is not ModelState.LOADING:
-                model.runner.close()
+                model.close_runners()
         return all_answered
 
 

@@ -101,7 +101,7 @@ class FakeRunner:
         self._rows: list[_Row | None] = [None] * max_rows
         self._logits: FloatArray | None = None
 
-    def encode(self, *, sources: IntArray, lengths: IntArray, rows: IntArray) -> None:
+    def encode(self, *, sources: IntArray, lengths: IntArray, rows: IntArray, alone: bool = True) -> None:
         self.calls.encoded.append(sources.shape)
         if len(self.calls.encoded) in self._failing_encodes:
             raise RunnerError("scripted failure of encode")
@@ -114,7 +114,9 @@ class FakeRunner:
                 raise ShapeError(f"got {source} of length {length}, wanted the end token, then padding")
             self._rows[row] = _Row(tuple(source[:length]))
 
-    def step(self, *, tokens: IntArray, positions: IntArray, parents: IntArray | None = None) -> None:
+    def step(
+        self, *, tokens: IntArray, positions: IntArray, parents: IntArray | None = None, alone: bool = True
+    ) -> None:
         self.before_step()
         self.calls.stepped_rows.append(len(tokens))
         if len(self.calls.stepped_rows) in self._failing_steps:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.decoding.greedy import GreedySearch
 from server.decoding.loop import LoopClosed, QueueFull
-from server.decoding.scheduler import padded_length
+from server.decoding.scheduler import Running, encoder_batches
 from server.decoding.sequence import FinishReason, Outcome, Result
 from tests.decoding.desk import Desk, Job, make_job
 from tests.decoding.fake_runner import FakeRunner, copying_rule, random_rule
@@ -135,7 +138,7 @@ def test_encoder_work_of_a_round_is_bounded_and_a_long_source_joins_alone() -> N
         before = len(desk.runner.calls.encoded)
         desk.turn()
         sizes.append([batch * length for batch, length in desk.runner.calls.encoded[before:]])
-    assert sizes == [[201], [44], [44], [11]]
+    assert sizes == [[201], [55], [44], []]
     assert [job.sequence.submitted_at for job in jobs] == [100.0] * 10
 
 
@@ -147,10 +150,31 @@ def test_sources_of_one_length_share_an_encoder_batch() -> None:
     assert all(ratio < 0.3 for ratio in desk.observer.padding)
 
 
-@given(st.integers(1, 5000))
+def splits(lengths: list[int]) -> Iterator[list[list[int]]]:
+    """Every way to cut a list into pieces."""
+    for cuts in itertools.product([False, True], repeat=max(0, len(lengths) - 1)):
+        pieces = [[lengths[0]]]
+        for cut, length in zip(cuts, lengths[1:], strict=True):
+            if cut:
+                pieces.append([])
+            pieces[-1].append(length)
+        yield pieces
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=8))
 @repeatable
-def test_padding_is_small(source_tokens: int) -> None:
-    assert 0 <= padded_length(source_tokens) - source_tokens < max(8, source_tokens / 4)
+def test_no_split_into_encoder_batches_costs_less(lengths: list[int]) -> None:
+    def cost(batches: list[list[int]]) -> int:
+        return sum(12 + max(batch) * len(batch) for batch in batches)
+
+    options = make_job([]).sequence.options
+    newcomers = [
+        Running(make_job([5] * (length - 1)).sequence, GreedySearch(options, end_id=3), [2]) for length in lengths
+    ]
+    batches = encoder_batches(newcomers)
+    got = [[len(running.sequence.source) for running in batch] for batch in batches]
+    assert sorted(itertools.chain.from_iterable(got)) == sorted(lengths)
+    assert cost(got) == min(map(cost, splits(sorted(lengths))))
 
 
 def test_cancelled_while_queued() -> None:

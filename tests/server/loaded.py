@@ -42,7 +42,7 @@ class Loaded:
     def close(self) -> None:
         for model in self.registry.loaded():
             model.decode_loop.close(timeout_s=0.0)
-            model.runner.close()
+            model.close_runners()
 
 
 Load = Callable[..., Loaded]

@@ -129,7 +129,7 @@ def make_model(
         manifest=manifest,
         digest=DIGEST,
         tokenizer=tokenizer,
-        runner=runner,
+        runners=(runner,),
         decode_loop=decode_loop,
         metrics=model_metrics,
         limits=Limits.of(manifest, runner, config),

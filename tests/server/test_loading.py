@@ -140,7 +140,7 @@ def test_where_none_can_serve_every_reason_is_told_in_one_line(models: Path, loa
     assert not loaded.registry.ready
 
 
-@pytest.mark.parametrize("where", ["OrtCpuRunner.open", "sit_exam"])
+@pytest.mark.parametrize("where", ["OrtCpuRunner.open_workers", "sit_exam"])
 def test_what_nobody_foresaw_of_one_leaves_the_other_serving(
     models: Path, load: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:

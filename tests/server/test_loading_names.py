@@ -10,6 +10,7 @@ import pytest
 
 from export.bundle import Bundle
 from server.config import ServeConfig
+from server.decoding.crew import Crew
 from server.loading import LoadError, load_models
 from server.metrics import Metrics
 from server.models import ModelState, Registry, ServedModel
@@ -80,9 +81,9 @@ def test_while_another_of_its_name_may_yet_serve_a_model_is_loading(
         spoil_tokenizer(Path(shutil.copytree(models / "good", models / folder)))
     seen: list[str] = []
 
-    def watch(bundle: Bundle, config: ServeConfig, metrics: Metrics) -> ServedModel:
+    def watch(bundle: Bundle, config: ServeConfig, metrics: Metrics, *, crew: Crew) -> ServedModel:
         seen.extend(model.state.value for model in registry.all())
-        return open_model(bundle, config, metrics)
+        return open_model(bundle, config, metrics, crew=crew)
 
     registry = Registry(loading=True)
     monkeypatch.setattr("server.loading.open_model", watch)

@@ -1,0 +1,274 @@
+"""One worker of the decode loop: schedule, step, collect, on one runner and a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from export.runners.protocol import FloatArray, IntArray, Runner
+from server.decoding.admission import ThroughputEstimate
+from server.decoding.crew import Crew, share
+from server.decoding.delivery import Delivery
+from server.decoding.observer import Observer, Stage
+from server.decoding.scheduler import Placement, Running, Scheduler, encoder_batches, pad_sources
+from server.decoding.sequence import Outcome, Result, Sequence
+from server.decoding.waiting import WaitingQueue
+
+_log = logging.getLogger(__name__)
+_FAILED_AFTER_ROUNDS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What all workers of a loop have in common.
+
+    Attributes:
+        queue: sequences that wait.
+        changed: guards the queue, and is told of new work, of the end of all work and of the stop.
+        workers: all of them.
+        delivery: knows which sequences still owe their owner an end.
+        throughput: how fast rows become free.
+        observer: hears what happens.
+        clock: seconds, monotonic.
+        crew: all workers of the process.
+    """
+
+    queue: WaitingQueue
+    changed: threading.Condition
+    delivery: Delivery
+    throughput: ThroughputEstimate
+    observer: Observer
+    clock: Callable[[], float]
+    crew: Crew
+    workers: list[Worker] = field(default_factory=list)
+
+    @property
+    def active_sequences(self) -> int:
+        """Sequences that are being decoded."""
+        return sum(worker.active_sequences for worker in self.workers)
+
+
+class Worker:
+    """Decodes what it takes from the queue. Only one thread calls ``turn`` or ``run_round``."""
+
+    def __init__(self, runner: Runner, shared: Shared, scheduler: Scheduler, *, pad_id: int) -> None:
+        """Join the workers, idle; this one is the runner's only user."""
+        self.last_round_at = shared.clock()
+        self._number = len(shared.workers)
+        shared.workers.append(self)
+        self._runner = runner
+        self._shared = shared
+        self._scheduler = scheduler
+        self._pad_id = pad_id
+        self._failed_rounds = 0
+        self._last_step_at = shared.clock()
+        # All that it took from the queue and that may not have ended: more than what runs, while a round has begun.
+        self._taken: list[Sequence] = []
+
+    @property
+    def active_sequences(self) -> int:
+        """Sequences that it decodes."""
+        return len(self._scheduler.running)
+
+    @property
+    def used_rows(self) -> int:
+        """Rows that those have reserved."""
+        return self._scheduler.used_rows
+
+    @property
+    def failed(self) -> bool:
+        """Whether its last rounds all failed; False again once a round succeeds."""
+        return self._failed_rounds >= _FAILED_AFTER_ROUNDS
+
+    @property
+    def has_work(self) -> bool:
+        """Whether it decodes, or something waits that it is to take."""
+        return bool(self._scheduler.running or (self._shared.queue.rows and self._share()))
+
+    def clear(self) -> None:
+        """Forget what runs; its owners have been told."""
+        self._scheduler.running = []
+
+    def turn(self, stopping: Callable[[], bool]) -> None:
+        """Run rounds while there is work, sleep while there is none, until ``stopping``."""
+        changed, crew = self._shared.changed, self._shared.crew
+        while True:
+            with changed:
+                changed.notify_all()  # whoever closes the loop waits for the last sequence
+                changed.wait_for(lambda: self.has_work or stopping())
+            if stopping():
+                return
+            crew.begin()
+            try:
+                while self.has_work and not stopping():
+                    self.run_round()
+            finally:
+                crew.end()
+
+    def run_round(self) -> None:
+        """Schedule, step, collect, once; never raises."""
+        shared = self._shared
+        started_at = shared.clock()
+        freed_rows = 0
+        try:
+            placement = self._schedule(started_at)
+            if placement is not None:
+                ids, log_probs = self._step(placement)
+                freed_rows = self._collect(placement, ids, log_probs)
+                self._failed_rounds = 0
+        except Exception:
+            _log.exception("a decoding round failed")
+            self._fail()
+        self.last_round_at = shared.clock()
+        with shared.changed:
+            at_work = sum(bool(worker.active_sequences) for worker in shared.workers if worker is not self) + 1
+            seconds = (self.last_round_at - started_at) / at_work
+            shared.throughput.round_ended(freed_rows=freed_rows, seconds=seconds)
+
+    def _share(self) -> int:
+        """Rows in use up to which it is to admit."""
+        shared = self._shared
+        return share(
+            self._number,
+            used_rows=[worker.used_rows for worker in shared.workers],
+            waiting_rows=shared.queue.rows,
+            max_rows=self._runner.limits.max_rows,
+        )
+
+    def _schedule(self, now: float) -> Placement | None:
+        """Drop what was given up, admit and encode what fits; None where nothing is left to decode."""
+        shared, scheduler = self._shared, self._scheduler
+        with shared.changed:
+            given_up = self._give_up(now)
+            admitted = scheduler.admit(now, share=self._share())
+            self._taken = [
+                *(running.sequence for running in scheduler.running),
+                *admitted,
+                *(gone[0] for gone in given_up),
+            ]
+            begun = scheduler.begin(admitted)
+            if given_up or admitted:
+                shared.observer.queue_changed(len(shared.queue))
+                shared.observer.active_changed(shared.active_sequences)
+        for sequence, outcome, stage in given_up:
+            shared.observer.cancelled(stage)
+            shared.delivery.finish(sequence, Result(outcome))
+        if not scheduler.running:
+            return None
+        placement = scheduler.place()
+        for running in begun:
+            shared.observer.admitted(now - running.sequence.submitted_at)
+        # Before the step: rows that the encoder writes are no row's parent, see ``assign_rows``.
+        for batch in encoder_batches(begun):
+            self._encode(batch)
+        return placement
+
+    def _give_up(self, now: float) -> list[tuple[Sequence, Outcome, Stage]]:
+        """Take out of the queue and of what runs whatever was cancelled or has passed its deadline."""
+        queue, scheduler = self._shared.queue, self._scheduler
+        gone: list[tuple[Sequence, Outcome, Stage]] = [
+            (sequence, outcome, "queued") for sequence in queue if (outcome := sequence.given_up(now))
+        ]
+        if gone:
+            leaving = {sequence for sequence, _, _ in gone}
+            queue.remove(leaving.__contains__)
+        staying: list[Running] = []
+        for running in scheduler.running:
+            if outcome := running.sequence.given_up(now):
+                gone.append((running.sequence, outcome, "decoding"))
+            else:
+                staying.append(running)
+        scheduler.running = staying
+        return gone
+
+    def _encode(self, batch: list[Running]) -> None:
+        sources, lengths = pad_sources([running.sequence.source for running in batch], pad_id=self._pad_id)
+        rows = np.array([running.rows[0] for running in batch], dtype=np.int64)
+        self._runner.encode(sources=sources, lengths=lengths, rows=rows, alone=self._shared.crew.alone)
+        source_tokens = int(lengths.sum())
+        self._shared.observer.encoded(1.0 - source_tokens / sources.size, source_tokens)
+
+    def _step(self, placement: Placement) -> tuple[IntArray, FloatArray | None]:
+        """Run the step and the cheapest head that serves every live row: ids and log-probs, [rows, k]."""
+        clock = self._shared.clock
+        started_at = clock()
+        self._runner.step(
+            tokens=placement.tokens,
+            positions=placement.positions,
+            parents=placement.parents,
+            alone=self._shared.crew.alone,
+        )
+        k = max(running.search.candidates_needed for running in self._scheduler.running)
+        ids: IntArray
+        log_probs: FloatArray | None
+        if k == 0:
+            ids, log_probs = self._runner.argmax()[:, None], None
+        else:
+            ids, log_probs = self._runner.top_k(k)
+        self._shared.observer.stepped(len(placement.order), clock() - started_at)
+        return ids, log_probs
+
+    def _collect(self, placement: Placement, ids: IntArray, log_probs: FloatArray | None) -> int:
+        """Let every search choose; what has finished leaves. Returns the rows that became free."""
+        shared = self._shared
+        self._observe_tokens()
+        # From rows to hypotheses: those of one search lie together.
+        ids = ids[placement.order]
+        log_probs = None if log_probs is None else log_probs[placement.order]
+        staying: list[Running] = []
+        leaving: list[tuple[Running, Result]] = []
+        start = 0
+        for running in self._scheduler.running:
+            end = start + len(running.rows)
+            try:
+                chosen = running.search.advance(ids[start:end], None if log_probs is None else log_probs[start:end])
+            except Exception:
+                _log.exception("a search failed")
+                leaving.append((running, Result(Outcome.FAILED)))
+            else:
+                shared.delivery.tokens(running.sequence, chosen.final)
+                if chosen.tokens:
+                    running.go_on(chosen)
+                    staying.append(running)
+                else:
+                    leaving.append((running, Result(Outcome.FINISHED, running.search.hypotheses())))
+            start = end
+        # Rows and gauges first, so that whoever gets a result finds its rows free.
+        if leaving:
+            self._scheduler.running = staying
+            shared.observer.active_changed(shared.active_sequences)
+        for running, result in leaving:
+            shared.delivery.finish(running.sequence, result)
+        return sum(running.search.rows for running, _ in leaving)
+
+    def _observe_tokens(self) -> None:
+        now = self._shared.clock()
+        continued = 0
+        for running in self._scheduler.running:
+            if running.position:
+                continued += 1
+            else:
+                self._shared.observer.first_token(now - running.sequence.submitted_at)
+        if continued:
+            self._shared.observer.inter_token(now - self._last_step_at, continued)
+        self._last_step_at = now
+
+    def _fail(self) -> None:
+        """End what was in flight when a round failed; the rest goes on. With nothing in flight, the queue goes."""
+        shared = self._shared
+        self._failed_rounds += 1
+        with shared.changed:
+            lost: Items[Sequence] = shared.delivery.open_among(self._taken)
+            self._scheduler.running = []
+            if not lost:
+                lost = list(shared.queue)
+                shared.queue.remove(lambda _: True)
+        for sequence in lost:
+            shared.delivery.finish(sequence, Result(Outcome.FAILED))
+        shared.observer.queue_changed(len(shared.queue))
+        shared.observer.active_changed(shared.active_sequences)
