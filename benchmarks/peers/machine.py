@@ -63,7 +63,7 @@ def command_line(module: str, names: Mapping[Path, str]) -> str:
     return shlex.join(["python", "-m", module, *(known.get(argument, argument) for argument in sys.argv[1:])])
 
 
-def peak_bytes(process: int | str = "self") -> int:
+def peak_bytes(process: int) -> int:
     """The most memory that a process ever held at once (VmHWM)."""
     status = Path(f"/proc/{process}/status").read_text()
     peak = re.search(r"^VmHWM:\s+(\d+) kB", status, flags=re.MULTILINE)

@@ -9,13 +9,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from benchmarks.peers.ours import FAIR, LONGEST_FIRST
 from benchmarks.peers.prepare import Prepared
 from benchmarks.peers.process import Process
 from benchmarks.peers.works import Outputs, Work
 
 SystemName = Literal["ours", "ctranslate2", "transformers"]
 SYSTEMS: tuple[SystemName, ...] = ("ours", "ctranslate2", "transformers")
-OUR_ROWS = 128
 REST_S = 0.5
 LEAST_S = 0.25
 """A work that takes less is done several times in a round, and the mean of a round counts."""
@@ -61,11 +61,22 @@ class Measured:
         return statistics.median(self.seconds)
 
 
-def settings_of(system: SystemName, model: Prepared, work: Work, *, cores: int) -> list[Setting]:
-    """The settings in which a system may be fastest at a work; none: it is not asked to do that work."""
+def settings_of(system: SystemName, model: Prepared, work: Work, *, cores: int, rows: int) -> list[Setting]:
+    """The settings in which a system may be fastest at a work; none: it is not asked to do that work.
+
+    Args:
+        system: which.
+        model: its files.
+        work: what is to be done.
+        cores: that each may keep busy.
+        rows: of each worker of ours.
+    """
     many = f"{cores} threads" if cores > 1 else "1 thread"
     if system == "ours":
-        return [Setting(system, many, {"path": model.bundle, "threads": cores, "max_rows": OUR_ROWS})]
+        # The order decides only where some have to wait, and only where they are of unlike lengths.
+        orders = (FAIR,) if min(work.outputs) == max(work.outputs) else (FAIR, LONGEST_FIRST)
+        place = {"path": model.bundle, "cores": cores, "max_rows": rows}
+        return [Setting(system, f"{rows} rows, {order}", {**place, "admission": order}) for order in orders]
     if system == "transformers":
         fits = len(work.sources) <= _MOST_TRANSFORMERS_SOURCES
         return [Setting(system, f"fp32, {many}", {"path": model.marian, "threads": cores})] if fits else []
@@ -91,13 +102,13 @@ def measure(settings: Sequence[Setting], work: Work, *, rounds: int) -> list[Mea
         running = []
         for setting in settings:
             process = stack.enter_context(Process({"system": setting.system, **setting.spec}))
-            running.append((process, Measured(setting=setting, loaded_bytes=process.loaded_bytes)))
+            running.append((process, Measured(setting=setting, loaded_bytes=process.peak_bytes())))
         for turn in range(rounds + 1):
             for process, measured in running:
                 time.sleep(REST_S)
                 reply = process.run(work, least_s=LEAST_S)
                 measured.outputs = Outputs(tuple(map(tuple, reply["outputs"])))
-                measured.peak_bytes = reply["peak_bytes"]
+                measured.peak_bytes = process.peak_bytes()
                 if turn:
                     measured.seconds.append(reply["seconds"])
     return [measured for _, measured in running]

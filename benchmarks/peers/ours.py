@@ -11,24 +11,34 @@ from export.runners.ort_cpu import OrtCpuRunner
 from server.decoding.loop import DecodeLoop
 from server.decoding.sequence import Outcome, Result, SearchOptions
 from server.decoding.sequence import Sequence as Job
+from server.decoding.waiting import Order
 
+FAIR, LONGEST_FIRST = Order.FAIR.value, Order.LONGEST_FIRST.value
 _MAX_QUEUE = 4096
 _CLOSE_TIMEOUT_S = 10.0
 
 
 class Ours:
-    """A decode loop on its own thread, as ``dragoman serve`` runs it."""
+    """A decode loop with its workers on their threads, as ``dragoman serve`` runs it.
 
-    def __init__(self, bundle_path: Path, *, threads: int, max_rows: int) -> None:
+    Args:
+        bundle_path: what is served.
+        cores: threads of a step, and workers, as the server has by default.
+        max_rows: of a worker, as of ``--max-rows``.
+        admission: order of those that wait, as of ``--admission``.
+    """
+
+    def __init__(self, bundle_path: Path, *, cores: int, max_rows: int, admission: str) -> None:
         bundle = Bundle.open(bundle_path)
         manifest = bundle.manifest
-        self._runner = OrtCpuRunner.open(bundle, threads=threads, max_rows=max_rows)
+        self._runners = OrtCpuRunner.open_workers(bundle, workers=cores, threads=cores, max_rows=max_rows)
         self._loop = DecodeLoop(
-            self._runner,
+            *self._runners,
             start_id=manifest.start_id,
             eos_id=manifest.eos_id,
             pad_id=manifest.pad_id,
             max_queue=_MAX_QUEUE,
+            order=Order(admission),
         )
         self._loop.start()
 
@@ -48,9 +58,10 @@ class Ours:
         return Outputs(tuple(_best(future.result()) for future in futures))
 
     def close(self) -> None:
-        """End the loop's thread and free the graphs."""
+        """End the loop's threads and free the graphs."""
         self._loop.close(timeout_s=_CLOSE_TIMEOUT_S)
-        self._runner.close()
+        for runner in self._runners:
+            runner.close()
 
 
 def _best(result: Result) -> tuple[int, ...]:

@@ -29,14 +29,14 @@ class CTranslate2:
             inter_threads=workers,
             intra_threads=threads,
         )
-        self._workers = workers
+        self.workers = workers
         self._names: list[str] = json.loads((directory / "shared_vocabulary.json").read_text())
         self._ids = {name: token for token, name in enumerate(self._names)}
 
     def run(self, work: Work) -> Outputs:
         """Hand over all batches at once and wait for the last."""
         order = sorted(range(len(work.sources)), key=lambda index: len(work.sources[index]))
-        size = min(LARGEST_BATCH, -(-len(order) // self._workers))
+        size = min(LARGEST_BATCH, -(-len(order) // self.workers))
         pending: dict[int, Any] = {}
         for start in range(0, len(order), size):
             batch = order[start : start + size]

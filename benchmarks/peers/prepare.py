@@ -21,6 +21,7 @@ import transformers
 from benchmarks.peers.base_model import make_marian
 from benchmarks.peers.demo_model import rebuild_checkpoint, write_marian
 from benchmarks.peers.machine import ROOT
+from benchmarks.peers.ours import FAIR
 from benchmarks.peers.process import Process
 from benchmarks.peers.works import LONGEST_DEMO_OUTPUT, Outputs, Work
 from export.bundle import Bundle
@@ -107,7 +108,7 @@ def _check_same_outputs(demo: Bundle, folder: Path, marian: Path, *, report: Pat
     golden = Outputs(tuple(sentence.greedy.ids for sentence in demo.golden()))
     converted = _converted(folder, marian, "fp32")
     specs = (
-        {"system": "ours", "path": demo.path, "threads": 1, "max_rows": 64},
+        {"system": "ours", "path": demo.path, "cores": 1, "max_rows": 64, "admission": FAIR},
         {"system": "ctranslate2", "path": converted, "precision": "fp32", "workers": 1, "threads": 1},
         {"system": "transformers", "path": marian, "threads": 1},
     )

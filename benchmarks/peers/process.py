@@ -11,18 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from benchmarks.peers.machine import ROOT, has_avx512
+from benchmarks.peers.machine import ROOT, has_avx512, peak_bytes
 from benchmarks.peers.works import Work
 
 _QUIT_TIMEOUT_S = 60.0
 
 
 class Process:
-    """A child that has loaded a system.
-
-    Attributes:
-        loaded_bytes: the most memory it held while it loaded.
-    """
+    """A child that has loaded a system."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         """Start ``python -m benchmarks.peers.worker`` and wait until it is ready.
@@ -39,7 +35,7 @@ class Process:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.loaded_bytes: int = self._receive()["peak_bytes"]
+        self._receive()
 
     def run(self, work: Work, *, least_s: float = 0.0) -> dict[str, Any]:
         """Let it do a work; see ``worker.run_timed``."""
@@ -51,6 +47,10 @@ class Process:
         self._child.stdin.write(json.dumps(message) + "\n")
         self._child.stdin.flush()
         return self._receive()
+
+    def peak_bytes(self) -> int:
+        """The most memory that it ever held."""
+        return peak_bytes(self._child.pid)
 
     def quit(self) -> None:
         """End the child."""

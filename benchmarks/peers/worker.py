@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from benchmarks.peers.machine import peak_bytes
 from benchmarks.peers.works import Outputs, Work
 
 
@@ -55,7 +54,7 @@ def run_timed(system: System, work: Work, *, least_s: float) -> dict[str, Any]:
     """Do a work again and again for ``least_s``, at least once.
 
     Returns:
-        The mean seconds of a run, every output's tokens, and the process's peak of memory so far.
+        The mean seconds of a run, and every output's tokens.
     """
     runs = 0
     began = time.perf_counter()
@@ -63,15 +62,21 @@ def run_timed(system: System, work: Work, *, least_s: float) -> dict[str, Any]:
         outputs = system.run(work)
         runs += 1
     seconds = (time.perf_counter() - began) / runs
-    return {"seconds": seconds, "outputs": outputs.tokens, "peak_bytes": peak_bytes()}
+    return {"seconds": seconds, "outputs": outputs.tokens}
 
 
 def serve(system: System, *, messages: TextIO, replies: TextIO) -> None:
     """Answer every message until there are no more."""
-    _send(replies, {"ready": True, "peak_bytes": peak_bytes()})
+    _send(replies, {"ready": True})
     for line in messages:
         message = json.loads(line)
-        _send(replies, run_timed(system, Work.from_json(message["work"]), least_s=message["least_s"]))
+        if "work" in message:
+            reply = run_timed(system, Work.from_json(message["work"]), least_s=message["least_s"])
+        else:
+            from benchmarks.peers.load.batcher import replay  # noqa: PLC0415 - of CTranslate2 alone
+
+            reply = replay(system, message["arrivals"])
+        _send(replies, reply)
 
 
 def _send(replies: TextIO, message: Mapping[str, Any]) -> None:
