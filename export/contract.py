@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,9 @@ VOCAB_BLOCK = 128
 
 HEAD_DIM_MULTIPLE = 8
 """What the attention operators ask of a head's width; narrower heads are padded with zeros, which add nothing."""
+
+FlavourName = Literal["ort", "standard"]
+"""Whose operators the encoder and the step are made of: ONNX Runtime's own among them, or none but those of ONNX."""
 
 GRAPH_NAMES = ("encoder", "step", "argmax", "top_k")
 
@@ -123,24 +126,33 @@ def cache_dtype(precision: str) -> np.dtype[Any]:
     return np.dtype(np.int8 if precision == "int8" else np.float32)
 
 
-def encoder_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
+def ort_encoder_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
     """Sources to every decoder layer's cross-attention keys and values, of dtype ``cached``."""
+    return _encoder_contract(dimensions, cached, lengths=np.int32)
+
+
+def standard_encoder_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
+    """As ``ort_encoder_contract``, but for the dtype of the lengths."""
+    return _encoder_contract(dimensions, cached, lengths=np.int64)
+
+
+def _encoder_contract(
+    dimensions: ModelDimensions, cached: np.dtype[Any], *, lengths: type[np.generic]
+) -> GraphContract:
     cache = ("batch", dimensions.heads, "src_len", dimensions.head_dim)
     return GraphContract(
-        inputs=(_spec("tokens", np.int64, "batch", "src_len"), _spec("lengths", np.int32, "batch")),
-        outputs=tuple(TensorSpec(name, cached, cache) for name in cache_names("cross", dimensions.decoder_layers)),
+        inputs=(_spec("tokens", np.int64, "batch", "src_len"), _spec("lengths", lengths, "batch")),
+        outputs=_caches("cross", dimensions, cached, cache),
     )
 
 
-def step_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
+def ort_step_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
     """One token per row to logits. Each ``present_*`` is bound to the buffer of its ``past_*``: updated in place.
 
     ``cross_*`` is read and written alike (``cross_present_*``): a step writes back what already stands there. All of
     them are of dtype ``cached``.
     """
-    layers = dimensions.decoder_layers
-    own = ("rows", dimensions.heads, "capacity", dimensions.head_dim)
-    cross = ("rows", dimensions.heads, "src_capacity", dimensions.head_dim)
+    own, cross = _step_cache_shapes(dimensions)
     return GraphContract(
         inputs=(
             _spec("tokens", np.int64, "rows"),
@@ -148,15 +160,49 @@ def step_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphCo
             _spec("source_lengths", np.int32, "rows"),
             _spec("longest_target", np.int32, 1),
             _spec("longest_source", np.int32, 1),
-            *(TensorSpec(name, cached, own) for name in cache_names("past", layers)),
-            *(TensorSpec(name, cached, cross) for name in cache_names("cross", layers)),
+            *_caches("past", dimensions, cached, own),
+            *_caches("cross", dimensions, cached, cross),
         ),
         outputs=(
             _spec("logits", np.float32, "rows", dimensions.padded_target_vocab),
-            *(TensorSpec(name, cached, own) for name in cache_names("present", layers)),
-            *(TensorSpec(name, cached, cross) for name in cache_names("cross_present", layers)),
+            *_caches("present", dimensions, cached, own),
+            *_caches("cross_present", dimensions, cached, cross),
         ),
     )
+
+
+def standard_step_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
+    """One token per row to logits. Each ``present_*`` is bound to the buffer of its ``past_*``: updated in place.
+
+    ``cross_*`` is only read. What lies in a cache beyond a row's length has no effect, but must be finite. All caches
+    are of dtype ``cached``.
+    """
+    own, cross = _step_cache_shapes(dimensions)
+    return GraphContract(
+        inputs=(
+            _spec("tokens", np.int64, "rows"),
+            _spec("positions", np.int64, "rows"),
+            _spec("source_lengths", np.int64, "rows"),
+            *_caches("past", dimensions, cached, own),
+            *_caches("cross", dimensions, cached, cross),
+        ),
+        outputs=(
+            _spec("logits", np.float32, "rows", dimensions.padded_target_vocab),
+            *_caches("present", dimensions, cached, own),
+        ),
+    )
+
+
+def _step_cache_shapes(dimensions: ModelDimensions) -> tuple[tuple[int | str, ...], tuple[int | str, ...]]:
+    """Shapes of a row's own caches and of those of its source."""
+    heads, head_dim = dimensions.heads, dimensions.head_dim
+    return ("rows", heads, "capacity", head_dim), ("rows", heads, "src_capacity", head_dim)
+
+
+def _caches(
+    prefix: str, dimensions: ModelDimensions, cached: np.dtype[Any], shape: tuple[int | str, ...]
+) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, cached, shape) for name in cache_names(prefix, dimensions.decoder_layers))
 
 
 def argmax_contract(dimensions: ModelDimensions) -> GraphContract:
@@ -178,9 +224,15 @@ def top_k_contract(dimensions: ModelDimensions) -> GraphContract:
     )
 
 
-def graph_contracts(dimensions: ModelDimensions, *, precision: str) -> dict[str, GraphContract]:
-    """The contract of every graph of a bundle, by graph name."""
+def graph_contracts(
+    dimensions: ModelDimensions, *, precision: str, flavour: FlavourName = "ort"
+) -> dict[str, GraphContract]:
+    """The contract of every graph of one flavour and precision, by graph name."""
     cached = cache_dtype(precision)
+    encoder_contract, step_contract = {
+        "ort": (ort_encoder_contract, ort_step_contract),
+        "standard": (standard_encoder_contract, standard_step_contract),
+    }[flavour]
     return {
         "encoder": encoder_contract(dimensions, cached),
         "step": step_contract(dimensions, cached),

@@ -25,21 +25,29 @@ from export.bundle import (
     write_golden,
 )
 from export.bundle.fields import Fields
+from export.contract import FlavourName
 from export.errors import ExportError
 from export.graphs.description import describe, dimensions_of
+from export.graphs.flavour import Flavour
+from export.graphs.folder import write_graphs
 from export.graphs.number_format import Float32, Int8
-from export.graphs.ort import FLAVOUR, write_graphs
+from export.graphs.ort import OrtFlavour
+from export.graphs.standard import StandardFlavour
 from export.quantisation.ranges import Calibration
 from model.checkpoint import Checkpoint
 from model.weights import unique_parameters
 
+Target = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "int8"]
 LARGEST_DEFAULT_LIMIT = 512
+# What is exported for a GPU also runs, and is examined, where there is none.
+_FLAVOURS: dict[Target, dict[Target, FlavourName]] = {"cpu": {"cpu": "ort"}, "cuda": {"cpu": "ort", "cuda": "standard"}}
 
 
 def plan_manifest(
     checkpoint: Checkpoint,
     *,
+    target: Target = "cpu",
     precision: Precision = "fp32",
     max_source_tokens: int | None = None,
     max_output_tokens: int | None = None,
@@ -48,15 +56,18 @@ def plan_manifest(
 
     Args:
         checkpoint: the model to export.
-        precision: of the matrix products.
+        target: where it is to run; ``cuda``: on the CPU too.
+        precision: of the matrix products; int8 for ``cpu`` alone.
         max_source_tokens: most tokens of one source, end token counted; None: as many as the model has positions,
             512 at most.
         max_output_tokens: most tokens of one output, end token not counted; None: likewise.
 
     Raises:
-        ExportError: a limit is out of range.
+        ExportError: a limit is out of range, or there are no graphs of this precision for this target.
         BundleError: a decoding default is out of range.
     """
+    if target != "cpu" and precision == "int8":
+        raise ExportError(f"precision: got int8 for target {target}, wanted fp32")
     model, card = checkpoint.model, checkpoint.card
     config = model.config
     source_limit = _limit("max_source_tokens", max_source_tokens, max_positions=config.max_positions)
@@ -76,7 +87,7 @@ def plan_manifest(
         max_source_tokens=source_limit,
         max_output_tokens=output_limit,
         parameter_count=sum(tensor.numel() for tensor in unique_parameters(model).values()),
-        graphs={"cpu": f"{FLAVOUR}-{precision}"},
+        graphs={runs: f"{flavour}-{precision}" for runs, flavour in _FLAVOURS[target].items()},
         files={},
         tool_versions=_tool_versions(),
         language_aliases={
@@ -115,12 +126,18 @@ def export_bundle(
         write_golden(folder / GOLDEN_FILE, golden)
         checkpoint.tokenizer.save(folder / TOKENIZER_FOLDER)
         description = describe(checkpoint.model, positions=positions)
-        for target, flavour in manifest.graphs.items():
-            int8 = manifest.precision(target) == "int8"
-            numbers = Int8(calibration or Calibration({}, {})) if int8 else Float32()
-            write_graphs(description, folder / GRAPHS_FOLDER / flavour, numbers=numbers)
+        for name in manifest.graphs.values():
+            write_graphs(description, folder / GRAPHS_FOLDER / name, flavour=_flavour(name, calibration))
 
     return write_bundle(out, manifest=manifest, fill=fill)
+
+
+def _flavour(name: str, calibration: Calibration | None) -> Flavour:
+    """What writes the graphs of a folder of this name."""
+    flavour, precision = name.split("-")
+    if flavour == "standard":
+        return StandardFlavour(Float32())
+    return OrtFlavour(Int8(calibration or Calibration({}, {})) if precision == "int8" else Float32())
 
 
 def _limit(name: str, wanted: int | None, *, max_positions: int) -> int:

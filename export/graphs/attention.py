@@ -1,8 +1,8 @@
-"""How a flavour of graph computes attention: the only part in which flavours differ."""
+"""Attention of the ``ort`` flavour: GroupQueryAttention of ONNX Runtime."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto
@@ -13,23 +13,6 @@ from export.graphs.number_format import NumberFormat
 
 _INPUTS_BEFORE_SCALES = 5  # of rotary embeddings, bias and sinks, which these models do not have
 _PER_TENSOR: dict[str, Any] = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
-
-
-class EncoderAttention(Protocol):
-    """Self-attention of the encoder, over sources of unequal length."""
-
-    def attend(self, query_key_value: str) -> str:
-        """[batch * src_len, 3 * attention_width] -> [batch * src_len, attention_width]."""
-
-
-class StepAttention(Protocol):
-    """Attention of one decoder step over the caches, which it updates in place."""
-
-    def attend_self(self, layer: int, query_key_value: str) -> str:
-        """Append to the row's own cache and attend to it: [rows, 3 * attention_width] -> [rows, attention_width]."""
-
-    def attend_cross(self, layer: int, query: str) -> str:
-        """Attend to the row's source: [rows, attention_width] -> [rows, attention_width]."""
 
 
 class OrtEncoderAttention:

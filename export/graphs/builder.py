@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,40 @@ from export.contract import GraphContract, TensorSpec
 from export.graphs.weight_file import WeightFile, smallest_lossless
 
 MICROSOFT = "com.microsoft"
-_OPSET = 21
-_IR_VERSION = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opsets:
+    """Versions of the operators that a graph may use.
+
+    Attributes:
+        ir_version: of the file format; the runtimes to come are asked for no newer one than the opset needs.
+        onnx: of the domain ai.onnx.
+        microsoft: of the domain of ONNX Runtime's own operators; None: not to be used.
+    """
+
+    ir_version: int
+    onnx: int
+    microsoft: int | None = None
+
+    def versions(self) -> dict[str, int]:
+        """By domain; ai.onnx is written as an empty one."""
+        return {"": self.onnx} if self.microsoft is None else {"": self.onnx, MICROSOFT: self.microsoft}
+
+
+ORT_OPSETS = Opsets(ir_version=10, onnx=21, microsoft=1)
+STANDARD_OPSETS = Opsets(ir_version=12, onnx=24)
 
 
 class GraphBuilder:
     """Collects the nodes of one graph; every method returns names of values."""
 
-    def __init__(self, name: str, *, contract: GraphContract, weights: WeightFile | None = None) -> None:
+    def __init__(
+        self, name: str, *, contract: GraphContract, opsets: Opsets, weights: WeightFile | None = None
+    ) -> None:
         """Begin a graph with the inputs and outputs of ``contract``."""
         self._name = name
+        self._opsets = opsets
         self._contract = contract
         self._weights = weights
         self._nodes: list[onnx.NodeProto] = []
@@ -39,6 +64,7 @@ class GraphBuilder:
         self, kind: str, inputs: Sequence[str], *, outputs: Sequence[str | None], domain: str = "", **attributes: Any
     ) -> tuple[str, ...]:
         """Add a node with several outputs; None: a fresh name."""
+        assert domain in self._opsets.versions(), f"{kind}: this graph has no operators of {domain}"
         node_name = f"{kind}_{len(self._nodes)}"
         names = tuple(output or f"{node_name}_{place}" for place, output in enumerate(outputs))
         self._nodes.append(
@@ -90,9 +116,9 @@ class GraphBuilder:
             [_value_info(spec) for spec in self._contract.outputs],
             initializer=list(self._initializers.values()),
         )
-        opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        opsets = [helper.make_opsetid(domain, version) for domain, version in self._opsets.versions().items()]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="dragoman")
-        model.ir_version = _IR_VERSION
+        model.ir_version = self._opsets.ir_version
         path.write_bytes(model.SerializeToString(deterministic=True))
 
 

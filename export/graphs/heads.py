@@ -9,12 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from export.contract import VOCAB_BLOCK, ModelDimensions, argmax_contract, top_k_contract
-from export.graphs.builder import GraphBuilder
+from export.graphs.builder import ORT_OPSETS, GraphBuilder, Opsets
 
 
-def build_argmax(dims: ModelDimensions, *, suppressed_ids: tuple[int, ...]) -> GraphBuilder:
+def build_argmax(
+    dims: ModelDimensions, *, suppressed_ids: tuple[int, ...], opsets: Opsets = ORT_OPSETS
+) -> GraphBuilder:
     """The best selectable token of each row."""
-    graph = GraphBuilder("argmax", contract=argmax_contract(dims))
+    graph = GraphBuilder("argmax", contract=argmax_contract(dims), opsets=opsets)
     blocks = _Blocks(graph, dims, suppressed_ids=suppressed_ids)
     best_block = graph.op("ArgMax", blocks.best, axis=-1, keepdims=1)
     within = graph.op("ArgMax", blocks.selectable(best_block), axis=-1, keepdims=0)
@@ -23,9 +25,9 @@ def build_argmax(dims: ModelDimensions, *, suppressed_ids: tuple[int, ...]) -> G
     return graph
 
 
-def build_top_k(dims: ModelDimensions, *, suppressed_ids: tuple[int, ...]) -> GraphBuilder:
+def build_top_k(dims: ModelDimensions, *, suppressed_ids: tuple[int, ...], opsets: Opsets = ORT_OPSETS) -> GraphBuilder:
     """The ``k`` best selectable tokens of each row; their log-probs are over the whole vocabulary."""
-    graph = GraphBuilder("top_k", contract=top_k_contract(dims))
+    graph = GraphBuilder("top_k", contract=top_k_contract(dims), opsets=opsets)
     blocks = _Blocks(graph, dims, suppressed_ids=suppressed_ids)
     block_count = graph.op("Min", "k", graph.constant([dims.padded_target_vocab // VOCAB_BLOCK]))
     _, best_blocks = graph.ops("TopK", (blocks.best, block_count), outputs=(None, None), axis=-1)

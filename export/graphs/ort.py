@@ -1,23 +1,45 @@
-"""Write the graphs of the ``ort`` flavour: contrib operators of ONNX Runtime."""
+"""The ``ort`` flavour: contrib operators of ONNX Runtime, for the CPU."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
+from export.contract import GraphContract, ModelDimensions, ort_encoder_contract, ort_step_contract
+from export.graphs.attention import OrtEncoderAttention, OrtStepAttention
+from export.graphs.builder import MICROSOFT, ORT_OPSETS, GraphBuilder, Opsets
 from export.graphs.description import ModelDescription
-from export.graphs.heads import build_argmax, build_top_k
 from export.graphs.number_format import NumberFormat
-from export.graphs.transformer import build_encoder, build_step
-from export.graphs.weight_file import WeightFile
-
-FLAVOUR = "ort"
 
 
-def write_graphs(model: ModelDescription, folder: Path, *, numbers: NumberFormat) -> None:
-    """Write ``encoder.onnx``, ``step.onnx``, ``argmax.onnx``, ``top_k.onnx`` and their ``weights.bin``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with WeightFile(folder) as weights:
-        build_encoder(model, weights, numbers).save(folder / "encoder.onnx")
-        build_step(model, weights, numbers).save(folder / "step.onnx")
-    build_argmax(model.dims, suppressed_ids=model.suppressed_ids).save(folder / "argmax.onnx")
-    build_top_k(model.dims, suppressed_ids=model.suppressed_ids).save(folder / "top_k.onnx")
+@dataclass(frozen=True)
+class OrtFlavour:
+    """Graphs that ONNX Runtime executes fastest; implements ``export.graphs.flavour.Flavour``.
+
+    Attributes:
+        opsets: the operators that its graphs may use.
+        numbers: how its graphs multiply matrices and keep their caches.
+    """
+
+    opsets: ClassVar[Opsets] = ORT_OPSETS
+    numbers: NumberFormat
+
+    def encoder_contract(self, dims: ModelDimensions) -> GraphContract:
+        """Inputs and outputs of its encoder."""
+        return ort_encoder_contract(dims, self.numbers.cache_dtype)
+
+    def step_contract(self, dims: ModelDimensions) -> GraphContract:
+        """Inputs and outputs of its step."""
+        return ort_step_contract(dims, self.numbers.cache_dtype)
+
+    def encoder_attention(self, graph: GraphBuilder, model: ModelDescription) -> OrtEncoderAttention:
+        """GroupQueryAttention, not causal."""
+        return OrtEncoderAttention(graph, model.dims, scale=model.attention_scale)
+
+    def step_attention(self, graph: GraphBuilder, model: ModelDescription) -> OrtStepAttention:
+        """GroupQueryAttention that updates the caches it attends to."""
+        return OrtStepAttention(graph, model.dims, scale=model.attention_scale, numbers=self.numbers)
+
+    def swish(self, graph: GraphBuilder, x: str) -> str:
+        """One operator of ONNX Runtime's own."""
+        return graph.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)

@@ -1,4 +1,4 @@
-"""Encoder and step graphs, from one description of the model, one way to compute attention and one matrix products.
+"""Encoder and step graphs, from one description of the model and one flavour.
 
 Source: Vaswani et al. 2017, "Attention Is All You Need"; pre-norm after Xiong et al. 2020.
 """
@@ -11,21 +11,19 @@ from functools import partial
 import numpy as np
 from onnx import TensorProto
 
-from export.contract import encoder_contract, step_contract
-from export.graphs.attention import OrtEncoderAttention, OrtStepAttention
-from export.graphs.builder import MICROSOFT, GraphBuilder
+from export.graphs.builder import GraphBuilder
 from export.graphs.description import Attention, EmbeddingTables, Layer, Linear, ModelDescription, Norm
-from export.graphs.number_format import NumberFormat
+from export.graphs.flavour import Flavour
 from export.graphs.weight_file import WeightFile
 from model.config import Activation
 
 
-def build_encoder(model: ModelDescription, weights: WeightFile, numbers: NumberFormat) -> GraphBuilder:
+def build_encoder(model: ModelDescription, weights: WeightFile, flavour: Flavour) -> GraphBuilder:
     """The encoder, ending in every decoder layer's cross-attention keys and values."""
     dims = model.dims
-    graph = GraphBuilder("encoder", contract=encoder_contract(dims, numbers.cache_dtype), weights=weights)
-    emit = _Emitter(graph, model, numbers)
-    attention = OrtEncoderAttention(graph, dims, scale=model.attention_scale)
+    graph = GraphBuilder("encoder", contract=flavour.encoder_contract(dims), opsets=flavour.opsets, weights=weights)
+    emit = _Emitter(graph, model, flavour)
+    attention = flavour.encoder_attention(graph, model)
     src_len = graph.op("Shape", "tokens", start=1, end=2)
     places = graph.op("Range", graph.constant(0), graph.op("Squeeze", src_len), graph.constant(1))
     embedded = emit.embed("source", model.source, tokens="tokens", positions=places)
@@ -47,12 +45,12 @@ def build_encoder(model: ModelDescription, weights: WeightFile, numbers: NumberF
     return graph
 
 
-def build_step(model: ModelDescription, weights: WeightFile, numbers: NumberFormat) -> GraphBuilder:
+def build_step(model: ModelDescription, weights: WeightFile, flavour: Flavour) -> GraphBuilder:
     """One decoder step of every row, ending at the logits."""
-    dims = model.dims
-    graph = GraphBuilder("step", contract=step_contract(dims, numbers.cache_dtype), weights=weights)
-    emit = _Emitter(graph, model, numbers)
-    attention = OrtStepAttention(graph, dims, scale=model.attention_scale, numbers=numbers)
+    contract = flavour.step_contract(model.dims)
+    graph = GraphBuilder("step", contract=contract, opsets=flavour.opsets, weights=weights)
+    emit = _Emitter(graph, model, flavour)
+    attention = flavour.step_attention(graph, model)
     x = emit.embed("target", model.target, tokens="tokens", positions="positions")
     for number, layer in enumerate(model.decoder):
         name = f"decoder.{number}"
@@ -72,9 +70,10 @@ def build_step(model: ModelDescription, weights: WeightFile, numbers: NumberForm
 class _Emitter:
     """Writes the parts that encoder and decoder have in common; values are [positions, d_model]."""
 
-    def __init__(self, graph: GraphBuilder, model: ModelDescription, numbers: NumberFormat) -> None:
+    def __init__(self, graph: GraphBuilder, model: ModelDescription, flavour: Flavour) -> None:
         self._graph = graph
-        self._numbers = numbers
+        self._flavour = flavour
+        self._numbers = flavour.numbers
         self._pre_norm = model.pre_norm
         self._activation = model.activation
 
@@ -151,7 +150,7 @@ class _Emitter:
             case Activation.GELU:
                 return self._graph.op("Gelu", x)
             case Activation.SWISH:
-                return self._graph.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)
+                return self._flavour.swish(self._graph, x)
 
     def _rows_of(self, name: str, table: np.ndarray[tuple[int, ...], np.dtype[np.float32]], indices: str) -> str:
         """Rows of a table, widened after the gather: no second copy of the table is ever made."""

@@ -1,0 +1,54 @@
+"""What tells one flavour of encoder and step graphs from another; all else is written once, for every flavour."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from export.contract import GraphContract, ModelDimensions
+from export.graphs.builder import GraphBuilder, Opsets
+from export.graphs.description import ModelDescription
+from export.graphs.number_format import NumberFormat
+
+
+class EncoderAttention(Protocol):
+    """Self-attention of the encoder, over sources of unequal length."""
+
+    def attend(self, query_key_value: str) -> str:
+        """[batch * src_len, 3 * attention_width] -> [batch * src_len, attention_width]."""
+
+
+class StepAttention(Protocol):
+    """Attention of one decoder step over the caches, which it updates in place."""
+
+    def attend_self(self, layer: int, query_key_value: str) -> str:
+        """Append to the row's own cache and attend to it: [rows, 3 * attention_width] -> [rows, attention_width]."""
+
+    def attend_cross(self, layer: int, query: str) -> str:
+        """Attend to the row's source: [rows, attention_width] -> [rows, attention_width]."""
+
+
+class Flavour(Protocol):
+    """A flavour of encoder and step graphs, in one precision."""
+
+    @property
+    def opsets(self) -> Opsets:
+        """The operators that its graphs may use."""
+
+    @property
+    def numbers(self) -> NumberFormat:
+        """How its graphs multiply matrices and keep their caches."""
+
+    def encoder_contract(self, dims: ModelDimensions) -> GraphContract:
+        """Inputs and outputs of its encoder."""
+
+    def step_contract(self, dims: ModelDimensions) -> GraphContract:
+        """Inputs and outputs of its step."""
+
+    def encoder_attention(self, graph: GraphBuilder, model: ModelDescription) -> EncoderAttention:
+        """Self-attention of the encoder ``graph``."""
+
+    def step_attention(self, graph: GraphBuilder, model: ModelDescription) -> StepAttention:
+        """Attention of the step ``graph``."""
+
+    def swish(self, graph: GraphBuilder, x: str) -> str:
+        """The activation x * sigmoid(x)."""
