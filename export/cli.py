@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 TARGETS = ("cpu", "cuda", "tensorrt")
 PRECISIONS = ("fp32", "int8", "fp16", "bf16")
-_BUILT = (("cpu", "fp32"), ("cpu", "int8"))
+_BUILT = (("cpu", "fp32"), ("cpu", "int8"), ("cuda", "fp32"))
 CHECKPOINT_GOLDEN_FILE = "golden.tsv"
 
 
@@ -32,7 +32,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="BUNDLE",
         help="directory to write; a bundle that is there is replaced",
     )
-    export.add_argument("--target", choices=TARGETS, default="cpu", help="where it is to run (default: %(default)s)")
+    export.add_argument(
+        "--target",
+        choices=TARGETS,
+        default="cpu",
+        help="where it is to run; what is exported for a GPU runs on the CPU too (default: %(default)s)",
+    )
     export.add_argument(
         "--precision", choices=PRECISIONS, default="fp32", help="of the matrix products (default: %(default)s)"
     )
@@ -104,6 +109,7 @@ def _export(arguments: argparse.Namespace) -> Bundle:
     checkpoint = load_checkpoint(arguments.checkpoint)
     manifest = plan_manifest(
         checkpoint,
+        target=arguments.target,
         precision=arguments.precision,
         max_source_tokens=arguments.max_source_tokens,
         max_output_tokens=arguments.max_output_tokens,

@@ -101,6 +101,19 @@ def test_int8_is_calibrated_on_the_exam_or_on_a_file(checkpoint: Path, tmp_path:
     assert len(goldens) == 1, "the exam is the reference's, whatever is examined"
 
 
+def test_what_is_exported_for_cuda_also_runs_on_the_cpu(checkpoint: Path, tmp_path: Path) -> None:
+    for target in ("cpu", "cuda"):
+        assert run(checkpoint, "--out", tmp_path / target, "--target", target, "--precision", "fp32") == 0
+    cpu, cuda = (Bundle.open(tmp_path / target) for target in ("cpu", "cuda"))
+    assert cuda.manifest.graphs == {"cpu": "ort-fp32", "cuda": "standard-fp32"}
+    assert cpu.manifest.files.items() <= cuda.manifest.files.items()
+    assert {name for name in set(cuda.manifest.files) - set(cpu.manifest.files) if not name.endswith(".onnx")} == {
+        "graphs/standard-fp32/weights.bin"
+    }
+    assert cuda.graph_path("cuda", "step").is_file()
+    OrtCpuRunner.open(cuda, threads=1).close()
+
+
 def test_limits_may_be_lowered(checkpoint: Path, tmp_path: Path) -> None:
     limits = ("--max-source-tokens", "30", "--max-output-tokens", "7")
     assert run(checkpoint, "--out", tmp_path / "bundle", *limits) == 0
@@ -112,6 +125,8 @@ def test_limits_may_be_lowered(checkpoint: Path, tmp_path: Path) -> None:
     ("arguments", "code", "message"),
     [
         (("--target", "tensorrt"), 2, "--target tensorrt --precision fp32 is not built yet"),
+        (("--target", "cuda", "--precision", "int8"), 2, "--target cuda --precision int8 is not built yet"),
+        (("--target", "cuda", "--precision", "fp16"), 2, "or --target cuda --precision fp32"),
         (("--precision", "fp16"), 2, "--target cpu --precision fp16 is not built yet; this release exports"),
         (("--precision", "bf16"), 2, "--target cpu --precision fp32 or --target cpu --precision int8"),
         (("--calibration", "some.txt"), 2, "--calibration: got it with --precision fp32, wanted --precision int8"),
