@@ -9,11 +9,11 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from onnx import TensorProto
 
 from export.graphs.builder import GraphBuilder
 from export.graphs.description import Attention, EmbeddingTables, Layer, Linear, ModelDescription, Norm
 from export.graphs.flavour import Flavour
+from export.graphs.number_format import Float32
 from export.graphs.weight_file import WeightFile
 from model.config import Activation
 
@@ -80,10 +80,13 @@ class _Emitter:
     def embed(self, name: str, tables: EmbeddingTables, *, tokens: str, positions: str) -> str:
         """Token embedding times its scale, plus position embedding, normalised where the model does that."""
         graph = self._graph
-        token = self._rows_of(f"{name}.token", tables.token, tokens)
+        token = self._numbers.rows(graph, f"{name}.token", tables.token, tokens)
         if tables.scale != 1.0:
             token = graph.op("Mul", token, graph.constant(tables.scale, np.float32))
-        embedded = graph.op("Add", token, self._rows_of(f"{name}.position", tables.position, positions))
+        position = Float32().rows(
+            graph, f"{name}.position", tables.position, positions
+        )  # small, and exact in any precision
+        embedded = graph.op("Add", token, position)
         return embedded if tables.norm is None else self._normalise(f"{name}.norm", embedded, tables.norm)
 
     def linear(self, name: str, x: str, linear: Linear, *, result: str | None = None) -> str:
@@ -151,8 +154,3 @@ class _Emitter:
                 return self._graph.op("Gelu", x)
             case Activation.SWISH:
                 return self._flavour.swish(self._graph, x)
-
-    def _rows_of(self, name: str, table: np.ndarray[tuple[int, ...], np.dtype[np.float32]], indices: str) -> str:
-        """Rows of a table, widened after the gather: no second copy of the table is ever made."""
-        rows = self._graph.op("Gather", self._graph.stored_weight(name, table), indices)
-        return self._graph.op("Cast", rows, to=TensorProto.FLOAT)

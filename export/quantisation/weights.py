@@ -1,4 +1,4 @@
-"""Weights in 8 bits, one scale per output channel."""
+"""Weights in 8 bits: of products, one scale per output channel; of tables, one per row."""
 
 from __future__ import annotations
 
@@ -31,3 +31,17 @@ def quantise_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDAr
     scales = (np.where(largest > 0.0, largest, 1.0) / _LARGEST_LEVEL).astype(np.float32)
     levels = np.rint(weight / scales[:, None]).astype(np.int8)
     return np.ascontiguousarray(levels.T), scales
+
+
+def quantise_rows(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round each row of a table to whole multiples of its own scale.
+
+    Args:
+        table: [rows, width], finite.
+
+    Returns:
+        int8 [rows, width]; and float32 [rows, 1], the scales.
+    """
+    largest = np.abs(table).max(axis=1, keepdims=True)
+    scales = (np.where(largest > 0.0, largest, 1.0) / _LARGEST_LEVEL).astype(np.float32)
+    return np.rint(table / scales).astype(np.int8), scales

@@ -171,6 +171,7 @@ class OrtCpuRunner:
             _check_range("parents", parents, 0, self.limits.max_rows)
             self._caches.move(parents, positions=positions)
         self._caches.check_live(rows)
+        self._caches.write_step(positions)
         self._tokens[:rows] = tokens
         self._positions[:rows] = positions
         self._longest_target[0] = positions.max() + 1

@@ -36,6 +36,8 @@ def open_session(path: Path, *, contract: GraphContract, threads: int) -> Any:
     options.inter_op_num_threads = 1
     # More would fuse Add and LayerNormalization into SkipLayerNormalization, which is several times slower.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    # Keeps a plan and a block of memory for every shape that ever came, and is no faster.
+    options.enable_mem_pattern = False
     # The threads of one session must not spin while another one runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # Would move QuantizeLinear before a Reshape and leave another pair of nodes behind.

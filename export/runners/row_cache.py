@@ -1,4 +1,4 @@
-"""Caches of a runner on the host: preallocated, one row per hypothesis, moved only where a row's content changes."""
+"""Caches of a runner on the host: preallocated, one row per hypothesis, and only what differs is ever moved."""
 
 from __future__ import annotations
 
@@ -38,9 +38,11 @@ class RowCaches:
         self.own = _zeros((buffers, rows, dims.heads, target_capacity, dims.head_dim), dtype)
         self.cross = _zeros((buffers, rows, dims.heads, source_capacity, dims.head_dim), dtype)
         self.source_lengths: NDArray[np.int32] = np.zeros(rows, np.int32)
-        # Which source a row holds: a number of its own for every source ever written.
+        # What a row holds, and each place of it: a number of its own for every source and every entry ever written.
         self._sources: IntArray = np.zeros(rows, np.int64)
         self._sources_written = 0
+        self._entries: IntArray = np.zeros((rows, target_capacity), np.int64)
+        self._entries_written = 0
 
     @property
     def cache_bytes(self) -> int:
@@ -62,8 +64,16 @@ class RowCaches:
             self._sources[row] = self._sources_written
             self.source_lengths[row] = length
 
+    def write_step(self, positions: IntArray) -> None:
+        """Take note that a step writes each live row's entry at its position: int64 [rows]."""
+        rows = np.arange(len(positions))
+        self._entries[rows, positions] = self._entries_written + 1 + rows
+        self._entries_written += len(positions)
+
     def move(self, parents: IntArray, *, positions: IntArray) -> None:
         """Let each row continue the caches of its parent.
+
+        Hypotheses of one search differ in their last few places only: no more of them is copied.
 
         Args:
             parents: int64 [rows], any mapping.
@@ -72,9 +82,15 @@ class RowCaches:
         sources = self._sources[parents]
         source_lengths = self.source_lengths[parents]
         moved = np.flatnonzero(parents != np.arange(len(parents)))
-        _move_rows(self.own, moved, parents[moved], positions[moved])
+        entries = self._entries[parents[moved]]
+        differs = entries != self._entries[moved]
+        differs &= np.arange(differs.shape[1]) < positions[moved, None]
+        changed = differs.any(axis=1)
+        starts, targets = differs[changed].argmax(axis=1), moved[changed]
+        _move_rows(self.own, targets, parents[targets], starts, positions[targets])
+        self._entries[moved] = entries
         moved = np.flatnonzero(sources != self._sources[: len(parents)])
-        _move_rows(self.cross, moved, parents[moved], source_lengths[moved])
+        _move_rows(self.cross, moved, parents[moved], np.zeros_like(moved), source_lengths[moved])
         self._sources[: len(parents)] = sources
         self.source_lengths[: len(parents)] = source_lengths
 
@@ -103,17 +119,13 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Values:
     return np.frombuffer(memory, dtype).reshape(shape)
 
 
-def _move_rows(buffer: Values, targets: IntArray, parents: IntArray, lengths: NDArray[Any]) -> None:
-    """Copy the first ``lengths`` positions of rows ``parents`` to rows ``targets``, all at once in effect."""
+def _move_rows(buffer: Values, targets: IntArray, parents: IntArray, starts: IntArray, ends: NDArray[Any]) -> None:
+    """Copy places ``starts`` to ``ends`` of rows ``parents`` to rows ``targets``, all at once in effect."""
     overwritten = set(targets.tolist())
-    moves = [
+    moves = []
+    for target, parent, *places in zip(*(each.tolist() for each in (targets, parents, starts, ends)), strict=True):
+        content = buffer[:, parent, :, slice(*places)]
         # A row that is itself overwritten is set aside before anything is written.
-        (
-            target,
-            length,
-            buffer[:, parent, :, :length].copy() if parent in overwritten else buffer[:, parent, :, :length],
-        )
-        for target, parent, length in zip(targets.tolist(), parents.tolist(), lengths.tolist(), strict=True)
-    ]
-    for target, length, content in moves:
-        buffer[:, target, :, :length] = content
+        moves.append((target, places, content.copy() if parent in overwritten else content))
+    for target, places, content in moves:
+        buffer[:, target, :, slice(*places)] = content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,8 @@ def test_a_reorder_within_one_source_leaves_cross_attention_where_it_is(tiny_bun
     assert caches.source_lengths.tolist() == [2, 2, 0]
     assert np.array_equal(caches.cross[:, 1, :, :2], caches.cross[:, 0, :, :2])
 
+    for position in range(3):
+        caches.write_step(np.array([position, position]))
     caches.own[:, 0], caches.own[:, 1] = 10.0, 20.0
     caches.cross[:, 1] = -1.0  # would be overwritten if the rows of one source were moved
     caches.move(np.array([1, 0]), positions=np.array([3, 2]))
@@ -85,6 +88,32 @@ def test_a_reorder_within_one_source_leaves_cross_attention_where_it_is(tiny_bun
     assert (caches.own[:, 0, :, :3] == 20.0).all()
     assert (caches.own[:, 0, :, 3:] == 10.0).all(), "only the used length is moved"
     assert (caches.own[:, 1, :, :2] == 10.0).all()
+
+
+def test_hypotheses_of_one_search_move_from_the_place_where_they_part(tiny_bundle: Bundle) -> None:
+    dims = tiny_bundle.manifest.dims
+    caches = RowCaches(dims, rows=3, source_capacity=4, target_capacity=8, dtype=np.dtype(np.float32))
+    caches.write_sources([np.ones((1, 4, 2, 8), np.float32)] * 4, lengths=np.array([2]), rows=np.array([0]))
+
+    def write(*values: float) -> None:
+        place = next(places)
+        for row, value in enumerate(values):
+            caches.own[:, row, :, place] = value
+        caches.write_step(np.full(len(values), place))
+
+    places = itertools.count()
+    write(1.0)
+    write(2.0)
+    caches.move(np.array([0, 0]), positions=np.array([2, 2]))
+    write(3.0, 4.0)  # here they part
+    write(5.0, 6.0)
+    caches.own[:, :, :, 0] = -1.0  # common to both: would be overwritten if it were moved
+    caches.own[:, 0, :, 0] = -2.0
+    caches.move(np.array([1, 0]), positions=np.array([4, 4]))
+    assert caches.own[0, 0, 0, :4, 0].tolist() == [-2.0, 2.0, 4.0, 6.0]
+    assert caches.own[0, 1, 0, :4, 0].tolist() == [-1.0, 2.0, 3.0, 5.0]
+    caches.move(np.array([1, 1, 0]), positions=np.array([4, 4, 4]))
+    assert caches.own[0, :, 0, 1:4, 0].tolist() == [[2.0, 3.0, 5.0], [2.0, 3.0, 5.0], [2.0, 4.0, 6.0]]
 
 
 def test_a_row_that_is_encoded_anew_forgets_its_former_source(open_runner: Open) -> None:

@@ -22,7 +22,7 @@ from export.errors import ExportError
 from export.exporter import export_bundle, plan_manifest
 from export.quantisation.calibration import calibrate
 from export.quantisation.ranges import ActivationRange, Calibration, Histogram
-from export.quantisation.weights import quantise_weight
+from export.quantisation.weights import quantise_rows, quantise_weight
 from export.runners.ort_cpu import OrtCpuRunner
 from model.checkpoint import Checkpoint
 from model.tokenizer import Tokenizer
@@ -57,6 +57,19 @@ def test_weights_are_rounded_by_half_a_level_and_no_pair_can_saturate(
     pairs = np.pad(wide, ((0, 0), (0, inputs % 2))).reshape(outputs, -1, 2)
     assert np.abs(pairs.sum(axis=2)).max() <= LARGEST_PAIR
     assert (np.abs(wide * scales[:, None] - weight) <= 0.5001 * scales[:, None]).all()
+    assert (scales > 0).all()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1), entries=st.integers(1, 9), width=st.integers(1, 33))
+def test_rows_of_a_table_are_rounded_by_half_a_level_of_their_own(seed: int, entries: int, width: int) -> None:
+    draw = np.random.default_rng(seed)
+    table = (draw.standard_cauchy((entries, width)) * 10.0 ** draw.integers(-6, 6)).astype(np.float32)
+    table[draw.integers(entries)] = 0.0
+    levels, scales = quantise_rows(table)
+    assert (levels.dtype, scales.dtype, scales.shape) == (np.dtype(np.int8), np.dtype(np.float32), (entries, 1))
+    assert np.abs(levels.astype(np.int64)).max() <= 127
+    assert (np.abs(levels * scales - table) <= 0.5001 * scales).all()
     assert (scales > 0).all()
 
 
@@ -98,7 +111,7 @@ def test_an_input_that_never_changes_has_a_range() -> None:
 
 @contextmanager
 def rounded(model: Transformer) -> Iterator[None]:
-    """Let every matrix product and every cache of a PyTorch model round as the graphs do, by integers."""
+    """Let every matrix product, embedding and cache of a PyTorch model round as the graphs do, by integers."""
     calibration = calibrated(model)
     ranges = calibration.inputs
     together = {"query": "query_key_value", "key": "query_key_value", "value": "query_key_value"}
@@ -125,8 +138,15 @@ def rounded(model: Transformer) -> Iterator[None]:
 
         return product
 
-    modules = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules]
+    def look_up(module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+        assert isinstance(module, nn.Embedding)
+        levels, scales = map(torch.from_numpy, quantise_rows(module.weight.detach().numpy()))
+        rows: Tensor = levels[inputs[0]].float() * scales[inputs[0]]
+        return rows
+
+    modules = list(model.named_modules())
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules if isinstance(module, nn.Linear)]
+    handles += [module.register_forward_hook(look_up) for _, module in modules if isinstance(module, nn.Embedding)]
     try:
         yield
     finally:
@@ -178,6 +198,7 @@ def test_every_matrix_product_is_in_int8_and_all_else_is_not(tmp_path: Path) -> 
     assert bundle.manifest.graphs == {"cpu": "ort-int8"}
     assert bundle.manifest.precision("cpu") == "int8"
     layers = set(calibrated(model).inputs)
+    tables = {"encoder": "source.token", "step": "target.token"}
     for graph in ("encoder", "step"):
         onnx.checker.check_model(str(bundle.graph_path("cpu", graph)))
         kinds = [
@@ -185,9 +206,9 @@ def test_every_matrix_product_is_in_int8_and_all_else_is_not(tmp_path: Path) -> 
             for node in onnx.load(str(bundle.graph_path("cpu", graph)), load_external_data=False).graph.node
         ]
         stored = initializers(bundle, graph)
-        rounded_layers = {
-            name.removesuffix(".weight") for name, values in stored.items() if values.dtype == np.int8 and values.ndim
-        }
+        levels = {name: values for name, values in stored.items() if values.dtype == np.int8 and values.ndim}
+        rounded_layers = {name.removesuffix(".weight") for name in levels if name.endswith(".weight")}
+        assert set(levels) - {f"{name}.weight" for name in rounded_layers} == {tables[graph]}
         caches = {"encoder": 2 * model.config.decoder_layers, "step": 0}  # what the encoder gives, rounded already
         assert kinds.count("MatMulIntegerToFloat") == len(rounded_layers)
         assert kinds.count("QuantizeLinear") == len(rounded_layers) + caches[graph]
