@@ -127,32 +127,41 @@ def cache_dtype(precision: str) -> np.dtype[Any]:
 
 
 def ort_encoder_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
-    """Sources to every decoder layer's cross-attention keys and values, of dtype ``cached``."""
-    return _encoder_contract(dimensions, cached, lengths=np.int32)
+    """Sources to every decoder layer's cross-attention keys and values, of dtype ``cached``.
+
+    Those of each source's last token come once more, in float32 and with all heads side by side: a step hands them to
+    an operator that always appends.
+    """
+    last = ("batch", 1, dimensions.attention_width)
+    return GraphContract(
+        inputs=(_spec("tokens", np.int64, "batch", "src_len"), _spec("lengths", np.int32, "batch")),
+        outputs=(
+            *_caches("cross", dimensions, cached, _memory_shape(dimensions)),
+            *_caches("cross_last", dimensions, np.dtype(np.float32), last),
+        ),
+    )
 
 
 def standard_encoder_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
-    """As ``ort_encoder_contract``, but for the dtype of the lengths."""
-    return _encoder_contract(dimensions, cached, lengths=np.int64)
-
-
-def _encoder_contract(
-    dimensions: ModelDimensions, cached: np.dtype[Any], *, lengths: type[np.generic]
-) -> GraphContract:
-    cache = ("batch", dimensions.heads, "src_len", dimensions.head_dim)
+    """Sources to every decoder layer's cross-attention keys and values, of dtype ``cached``."""
     return GraphContract(
-        inputs=(_spec("tokens", np.int64, "batch", "src_len"), _spec("lengths", lengths, "batch")),
-        outputs=_caches("cross", dimensions, cached, cache),
+        inputs=(_spec("tokens", np.int64, "batch", "src_len"), _spec("lengths", np.int64, "batch")),
+        outputs=_caches("cross", dimensions, cached, _memory_shape(dimensions)),
     )
+
+
+def _memory_shape(dimensions: ModelDimensions) -> tuple[int | str, ...]:
+    return ("batch", dimensions.heads, "src_len", dimensions.head_dim)
 
 
 def ort_step_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
     """One token per row to logits. Each ``present_*`` is bound to the buffer of its ``past_*``: updated in place.
 
-    ``cross_*`` is read and written alike (``cross_present_*``): a step writes back what already stands there. All of
-    them are of dtype ``cached``.
+    ``cross_*`` is read and written alike (``cross_present_*``): a step writes ``cross_last_*`` where it already stands.
+    The caches are of dtype ``cached``.
     """
     own, cross = _step_cache_shapes(dimensions)
+    last = ("rows", 1, dimensions.attention_width)
     return GraphContract(
         inputs=(
             _spec("tokens", np.int64, "rows"),
@@ -162,6 +171,7 @@ def ort_step_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> Gra
             _spec("longest_source", np.int32, 1),
             *_caches("past", dimensions, cached, own),
             *_caches("cross", dimensions, cached, cross),
+            *_caches("cross_last", dimensions, np.dtype(np.float32), last),
         ),
         outputs=(
             _spec("logits", np.float32, "rows", dimensions.padded_target_vocab),

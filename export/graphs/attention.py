@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from export.contract import ModelDimensions
 from export.graphs.builder import MICROSOFT, GraphBuilder
+from export.graphs.description import ModelDescription
+from export.graphs.flavour import PARTS, Part
 from export.graphs.number_format import NumberFormat
 
 _INPUTS_BEFORE_SCALES = 5  # of rotary embeddings, bias and sinks, which these models do not have
@@ -21,19 +22,21 @@ class OrtEncoderAttention:
     Nothing beyond a source's length enters any sum, so a source's result cannot depend on its neighbours.
     """
 
-    def __init__(self, graph: GraphBuilder, dims: ModelDimensions, *, scale: float | None) -> None:
+    def __init__(self, graph: GraphBuilder, model: ModelDescription, *, numbers: NumberFormat) -> None:
         self._graph = graph
-        self._operator = _operator(dims, scale)
-        self._width = dims.attention_width
-        one = graph.constant(1, np.int32)
-        self._last_places = graph.op("Sub", "lengths", one)
+        self._numbers = numbers
+        self._operator = _operator(model)
+        self._width = model.dims.attention_width
+        self._last_places = graph.op("Sub", "lengths", graph.constant(1, np.int32))
         self._src_len = graph.op("Cast", graph.op("Shape", "tokens", start=1, end=2), to=TensorProto.INT32)
         self._packed_shape = graph.op("Concat", graph.op("Shape", "tokens"), graph.constant([3 * self._width]), axis=0)
+        last = graph.op("Cast", self._last_places, to=TensorProto.INT64)
+        self._last_index = graph.op("Unsqueeze", last, graph.constant([-1]))
 
     def attend(self, query_key_value: str) -> str:
-        """[batch * src_len, 3 * attention_width] -> [batch * src_len, attention_width]."""
+        """[positions, 3 * attention_width] -> [positions, attention_width]."""
         graph = self._graph
-        packed = graph.op("Reshape", query_key_value, self._packed_shape)
+        packed = graph.op("Reshape", query_key_value, self._packed_shape) if self._numbers.flat else query_key_value
         attended, _, _ = graph.ops(
             "GroupQueryAttention",
             (packed, "", "", "", "", self._last_places, self._src_len),
@@ -41,7 +44,17 @@ class OrtEncoderAttention:
             **self._operator,
             causal=0,
         )
-        return graph.op("Reshape", attended, graph.constant([-1, self._width]))
+        return graph.op("Reshape", attended, graph.constant([-1, self._width])) if self._numbers.flat else attended
+
+    def keep(self, layer: int, part: Part, memory: str) -> None:
+        """Give out keys or values [batch, src_len, heads, head_dim], and those of each source's last token anew."""
+        graph = self._graph
+        graph.op("Transpose", memory, perm=[0, 2, 1, 3], output=f"cross_{part}_{layer}")
+        last = graph.op("GatherND", memory, self._last_index, batch_dims=1)
+        scale = self._numbers.cache_scale(f"decoder.{layer}.cross_attention.{part}")
+        if scale is not None:  # a multiple of the scale comes back as the level that it was
+            last = graph.op("DequantizeLinear", last, graph.constant(scale, np.float32))
+        graph.op("Reshape", last, graph.constant([-1, 1, self._width]), output=f"cross_last_{part}_{layer}")
 
 
 class OrtStepAttention:
@@ -51,59 +64,43 @@ class OrtStepAttention:
     this leaves the cache as it was.
     """
 
-    def __init__(
-        self, graph: GraphBuilder, dims: ModelDimensions, *, scale: float | None, numbers: NumberFormat
-    ) -> None:
+    def __init__(self, graph: GraphBuilder, model: ModelDescription, *, numbers: NumberFormat) -> None:
         self._graph = graph
-        self._operator = _operator(dims, scale)
         self._numbers = numbers
-        self._width = dims.attention_width
+        self._operator = _operator(model)
+        self._width = model.dims.attention_width
         self._positions = graph.op("Cast", "positions", to=TensorProto.INT32)
         self._last_source = graph.op("Sub", "source_lengths", graph.constant(1, np.int32))
-        per_row = graph.op(
-            "Reshape", graph.op("Cast", self._last_source, to=TensorProto.INT64), graph.constant([-1, 1, 1])
-        )
-        self._last_index = graph.op("Expand", per_row, graph.constant([1, dims.heads, 1]))
 
     def attend_self(self, layer: int, query_key_value: str) -> str:
         """Append to the row's own cache and attend to it: [rows, 3 * attention_width] -> [rows, attention_width]."""
-        packed = self._graph.op("Reshape", query_key_value, self._graph.constant([-1, 1, 3 * self._width]))
+        caches = (f"past_key_{layer}", f"past_value_{layer}")
         return self._attend(
-            (packed, "", "", f"past_key_{layer}", f"past_value_{layer}", self._positions, "longest_target"),
+            (self._apart(query_key_value, 3 * self._width), "", "", *caches, self._positions, "longest_target"),
             present=(f"present_key_{layer}", f"present_value_{layer}"),
             scales=self._scales(f"decoder.{layer}.self_attention"),
         )
 
     def attend_cross(self, layer: int, query: str) -> str:
         """Attend to the row's source: [rows, attention_width] -> [rows, attention_width]."""
+        last = (f"cross_last_key_{layer}", f"cross_last_value_{layer}")
         caches = (f"cross_key_{layer}", f"cross_value_{layer}")
-        single = self._graph.op("Reshape", query, self._graph.constant([-1, 1, self._width]))
-        scales = self._scales(f"decoder.{layer}.cross_attention")
-        last = [self._last_of(cache, scale) for cache, scale in zip(caches, scales or ("", ""), strict=True)]
         return self._attend(
-            (single, *last, *caches, self._last_source, "longest_source"),
+            (self._apart(query, self._width), *last, *caches, self._last_source, "longest_source"),
             present=(f"cross_present_key_{layer}", f"cross_present_value_{layer}"),
-            scales=scales,
+            scales=self._scales(f"decoder.{layer}.cross_attention"),
         )
 
-    def _scales(self, attention: str) -> tuple[str, str] | None:
-        """Scales of the caches of keys and values, float32 [1]; None where they hold float32."""
-        names = []
-        for part in ("key", "value"):
-            scale = self._numbers.cache_scale(f"{attention}.{part}")
-            if scale is None:
-                return None
-            names.append(self._graph.constant([scale], np.float32))
-        return names[0], names[1]
+    def _apart(self, x: str, width: int) -> str:
+        """[rows, 1, width], as the operator wants it."""
+        return self._graph.op("Reshape", x, self._graph.constant([-1, 1, width])) if self._numbers.flat else x
 
-    def _last_of(self, cache: str, scale: str) -> str:
-        """What a cache holds at each row's last source token: float32 [rows, 1, attention_width]."""
-        gathered = self._graph.op("GatherND", cache, self._last_index, batch_dims=2)
-        if scale:  # a multiple of the scale comes back as the level that it was
-            gathered = self._graph.op("DequantizeLinear", gathered, self._graph.op("Squeeze", scale))
-        return self._graph.op("Reshape", gathered, self._graph.constant([-1, 1, self._width]))
+    def _scales(self, attention: str) -> tuple[str, ...]:
+        """Scales of the caches of keys and values, float32 [1]; none where they hold float32."""
+        scales = (self._numbers.cache_scale(f"{attention}.{part}") for part in PARTS)
+        return tuple(self._graph.constant([scale], np.float32) for scale in scales if scale is not None)
 
-    def _attend(self, inputs: tuple[str, ...], *, present: tuple[str, str], scales: tuple[str, str] | None) -> str:
+    def _attend(self, inputs: tuple[str, ...], *, present: tuple[str, str], scales: tuple[str, ...]) -> str:
         attended, _, _ = self._graph.ops(
             "GroupQueryAttention",
             (*inputs, *[""] * _INPUTS_BEFORE_SCALES, *scales) if scales else inputs,
@@ -111,10 +108,12 @@ class OrtStepAttention:
             **self._operator,
             **(_PER_TENSOR if scales else {}),
         )
-        return self._graph.op("Reshape", attended, self._graph.constant([-1, self._width]))
+        flat = self._graph.constant([-1, self._width])
+        return self._graph.op("Reshape", attended, flat) if self._numbers.flat else attended
 
 
-def _operator(dims: ModelDimensions, scale: float | None) -> dict[str, Any]:
+def _operator(model: ModelDescription) -> dict[str, Any]:
     """What every attention node has in common; no scale: the operator's own, by the width of a head."""
-    common = {"domain": MICROSOFT, "num_heads": dims.heads, "kv_num_heads": dims.heads}
+    heads, scale = model.dims.heads, model.attention_scale
+    common = {"domain": MICROSOFT, "num_heads": heads, "kv_num_heads": heads}
     return common if scale is None else {**common, "scale": scale}

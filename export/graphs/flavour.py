@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from export.contract import GraphContract, ModelDimensions
 from export.graphs.builder import GraphBuilder, Opsets
 from export.graphs.description import ModelDescription
 from export.graphs.number_format import NumberFormat
 
+Part = Literal["key", "value"]
+PARTS: tuple[Part, ...] = ("key", "value")
+
 
 class EncoderAttention(Protocol):
     """Self-attention of the encoder, over sources of unequal length."""
 
     def attend(self, query_key_value: str) -> str:
-        """[batch * src_len, 3 * attention_width] -> [batch * src_len, attention_width]."""
+        """[positions, 3 * attention_width] -> [positions, attention_width]."""
+
+    def keep(self, layer: int, part: Part, memory: str) -> None:
+        """Give out a decoder layer's cross-attention keys or values: [batch, src_len, heads, head_dim]."""
 
 
 class StepAttention(Protocol):

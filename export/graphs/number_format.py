@@ -21,20 +21,25 @@ class NumberFormat(Protocol):
     def cache_dtype(self) -> np.dtype[np.generic]:
         """Of keys and values in the caches."""
 
+    @property
+    def flat(self) -> bool:
+        """Whether its products want all positions along one axis; else they come as [batch, positions, width]."""
+
     def cache_scale(self, name: str) -> float | None:
         """Width of one level of a cache, by the projection that fills it; None: values are kept as they are."""
 
     def linear(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, result: str | None = None) -> str:
         """[positions, in] -> [positions, out]; ``name`` names the layer, ``result`` the value where it has to."""
 
-    def rows(self, graph: GraphBuilder, name: str, table: Weights, indices: str) -> str:
-        """Rows of a table [entries, width], widened after the gather: no second copy of the table is ever made."""
+    def rows(self, graph: GraphBuilder, name: str, table: Weights, indices: str, *, scale: float = 1.0) -> str:
+        """Rows of a table [entries, width] times ``scale``, widened after the gather: nothing copies the table."""
 
 
 class Float32:
     """float32, as the model was trained."""
 
     cache_dtype: np.dtype[np.generic] = np.dtype(np.float32)
+    flat = True
 
     def cache_scale(self, name: str) -> None:
         """Values are kept as they are."""
@@ -46,9 +51,10 @@ class Float32:
             inputs.append(graph.weight(f"{name}.bias", linear.bias))
         return graph.op("Gemm", *inputs, output=result, transB=1)
 
-    def rows(self, graph: GraphBuilder, name: str, table: Weights, indices: str) -> str:
-        """Rows of a table [entries, width]."""
-        return graph.op("Cast", graph.op("Gather", graph.stored_weight(name, table), indices), to=TensorProto.FLOAT)
+    def rows(self, graph: GraphBuilder, name: str, table: Weights, indices: str, *, scale: float = 1.0) -> str:
+        """Rows of a table [entries, width] times ``scale``."""
+        rows = graph.op("Cast", graph.op("Gather", graph.stored_weight(name, table), indices), to=TensorProto.FLOAT)
+        return rows if scale == 1.0 else graph.op("Mul", rows, graph.constant(scale, np.float32))
 
 
 class Int8:
@@ -79,6 +85,7 @@ class Int8:
     """
 
     cache_dtype: np.dtype[np.generic] = np.dtype(np.int8)
+    flat = False
 
     def __init__(self, calibration: Calibration) -> None:
         """Take what calibration found."""
@@ -122,8 +129,8 @@ class Int8:
             inputs += ["", graph.weight(f"{name}.bias", linear.bias)]  # no zero points: weights are symmetric
         return graph.op("MatMulIntegerToFloat", *inputs, output=result, domain=MICROSOFT)
 
-    def rows(self, graph: GraphBuilder, name: str, table: Weights, indices: str) -> str:
-        """Rows of a table [entries, width].
+    def rows(self, graph: GraphBuilder, name: str, table: Weights, indices: str, *, scale: float = 1.0) -> str:
+        """Rows of a table [entries, width] times ``scale``.
 
         Raises:
             ExportError: the table is not finite.
@@ -132,5 +139,5 @@ class Int8:
             raise ExportError(f"{name}: got weights that are not finite, wanted finite numbers")
         levels, scales = quantise_rows(table)
         rounded = graph.op("Gather", graph.packed_weight(name, levels), indices)
-        scale = graph.op("Gather", graph.packed_weight(f"{name}_scales", scales), indices)
-        return graph.op("Mul", graph.op("Cast", rounded, to=TensorProto.FLOAT), scale)
+        widths = graph.op("Gather", graph.packed_weight(f"{name}_scales", scales * np.float32(scale)), indices)
+        return graph.op("Mul", graph.op("Cast", rounded, to=TensorProto.FLOAT), widths)

@@ -34,11 +34,11 @@ class OrtFlavour:
 
     def encoder_attention(self, graph: GraphBuilder, model: ModelDescription) -> OrtEncoderAttention:
         """GroupQueryAttention, not causal."""
-        return OrtEncoderAttention(graph, model.dims, scale=model.attention_scale)
+        return OrtEncoderAttention(graph, model, numbers=self.numbers)
 
     def step_attention(self, graph: GraphBuilder, model: ModelDescription) -> OrtStepAttention:
         """GroupQueryAttention that updates the caches it attends to."""
-        return OrtStepAttention(graph, model.dims, scale=model.attention_scale, numbers=self.numbers)
+        return OrtStepAttention(graph, model, numbers=self.numbers)
 
     def swish(self, graph: GraphBuilder, x: str) -> str:
         """One operator of ONNX Runtime's own."""

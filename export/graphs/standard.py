@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from export.contract import GraphContract, ModelDimensions, standard_encoder_contract, standard_step_contract
 from export.graphs.builder import STANDARD_OPSETS, GraphBuilder, Opsets
 from export.graphs.description import ModelDescription
+from export.graphs.flavour import PARTS, Part
 from export.graphs.number_format import NumberFormat
 
 Padding = Literal["lengths", "masks"]
@@ -73,6 +74,10 @@ class StandardEncoderAttention:
         attended = graph.op("Attention", *parts, *self._unpadded, **self._operator)
         return graph.op("Reshape", attended, graph.constant([-1, self._width]))
 
+    def keep(self, layer: int, part: Part, memory: str) -> None:
+        """Give out keys or values: [batch, src_len, heads, head_dim]."""
+        self._graph.op("Transpose", memory, perm=[0, 2, 1, 3], output=f"cross_{part}_{layer}")
+
 
 class StandardStepAttention:
     """Attention over whole caches; TensorScatter writes a row's new key and value where the row stands.
@@ -104,7 +109,7 @@ class StandardStepAttention:
                 axis=-2,
                 mode="linear",
             )
-            for part, values in zip(("key", "value"), new, strict=True)
+            for part, values in zip(PARTS, new, strict=True)
         ]
         return self._attend(query, *present, *self._own)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from export.graphs.builder import GraphBuilder
 from export.graphs.description import Attention, EmbeddingTables, Layer, Linear, ModelDescription, Norm
-from export.graphs.flavour import Flavour
+from export.graphs.flavour import PARTS, Flavour
 from export.graphs.number_format import Float32
 from export.graphs.weight_file import WeightFile
 from model.config import Activation
@@ -26,8 +26,9 @@ def build_encoder(model: ModelDescription, weights: WeightFile, flavour: Flavour
     attention = flavour.encoder_attention(graph, model)
     src_len = graph.op("Shape", "tokens", start=1, end=2)
     places = graph.op("Range", graph.constant(0), graph.op("Squeeze", src_len), graph.constant(1))
-    embedded = emit.embed("source", model.source, tokens="tokens", positions=places)
-    x = graph.op("Reshape", embedded, graph.constant([-1, dims.d_model]))
+    x = emit.embed("source", model.source, tokens="tokens", positions=places)
+    if flavour.numbers.flat:
+        x = graph.op("Reshape", x, graph.constant([-1, dims.d_model]))
     for number, layer in enumerate(model.encoder):
         name = f"encoder.{number}"
         x = emit.self_attention(f"{name}.self_attention", x, layer, attend=attention.attend)
@@ -39,9 +40,9 @@ def build_encoder(model: ModelDescription, weights: WeightFile, flavour: Flavour
         assert layer.cross_attention is not None
         name = f"decoder.{number}.cross_attention"
         pair = graph.op("Reshape", emit.linear(f"{name}.key_value", x, layer.cross_attention.key_value), split)
-        for place, part in enumerate(("key", "value")):
+        for place, part in enumerate(PARTS):
             memory = emit.cached(f"{name}.{part}", graph.op("Gather", pair, graph.constant(place), axis=2))
-            graph.op("Transpose", memory, perm=[0, 2, 1, 3], output=f"cross_{part}_{number}")
+            attention.keep(number, part, memory)
     return graph
 
 
@@ -52,6 +53,8 @@ def build_step(model: ModelDescription, weights: WeightFile, flavour: Flavour) -
     emit = _Emitter(graph, model, flavour)
     attention = flavour.step_attention(graph, model)
     x = emit.embed("target", model.target, tokens="tokens", positions="positions")
+    if not flavour.numbers.flat:
+        x = graph.op("Unsqueeze", x, graph.constant([1]))
     for number, layer in enumerate(model.decoder):
         name = f"decoder.{number}"
         x = emit.self_attention(f"{name}.self_attention", x, layer, attend=partial(attention.attend_self, number))
@@ -63,12 +66,17 @@ def build_step(model: ModelDescription, weights: WeightFile, flavour: Flavour) -
         )
         x = emit.feed_forward(f"{name}.feed_forward", x, layer)
     x = emit.final_norm("decoder.norm", x, model.decoder_norm)
+    if not flavour.numbers.flat:
+        x = graph.op("Squeeze", x, graph.constant([1]))
     emit.linear("output", x, model.output, result="logits")
     return graph
 
 
 class _Emitter:
-    """Writes the parts that encoder and decoder have in common; values are [positions, d_model]."""
+    """Writes the parts that encoder and decoder have in common.
+
+    Values are [positions, d_model] or [batch, positions, d_model], as ``NumberFormat.flat`` wants them.
+    """
 
     def __init__(self, graph: GraphBuilder, model: ModelDescription, flavour: Flavour) -> None:
         self._graph = graph
@@ -80,12 +88,10 @@ class _Emitter:
     def embed(self, name: str, tables: EmbeddingTables, *, tokens: str, positions: str) -> str:
         """Token embedding times its scale, plus position embedding, normalised where the model does that."""
         graph = self._graph
-        token = self._numbers.rows(graph, f"{name}.token", tables.token, tokens)
-        if tables.scale != 1.0:
-            token = graph.op("Mul", token, graph.constant(tables.scale, np.float32))
+        token = self._numbers.rows(graph, f"{name}.token", tables.token, tokens, scale=tables.scale)
         position = Float32().rows(
             graph, f"{name}.position", tables.position, positions
-        )  # small, and exact in any precision
+        )  # small: exact in any precision
         embedded = graph.op("Add", token, position)
         return embedded if tables.norm is None else self._normalise(f"{name}.norm", embedded, tables.norm)
 

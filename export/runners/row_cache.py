@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.contract import ModelDimensions
-from export.runners.protocol import IntArray, ShapeError
+from export.runners.protocol import FloatArray, IntArray, ShapeError
 
 Values = NDArray[Any]
 """Keys or values, in the dtype that the model's graphs keep them in."""
@@ -27,6 +27,7 @@ class RowCaches:
     Attributes:
         own: self-attention keys and values, one row per hypothesis.
         cross: cross-attention keys and values of the row's source.
+        cross_last: those of its last token once more: float32 [2 * layers, rows, 1, heads * head_dim].
         source_lengths: int32 [rows], tokens of each row's source; 0: the row never held one.
     """
 
@@ -37,6 +38,7 @@ class RowCaches:
         buffers = 2 * dims.decoder_layers
         self.own = _zeros((buffers, rows, dims.heads, target_capacity, dims.head_dim), dtype)
         self.cross = _zeros((buffers, rows, dims.heads, source_capacity, dims.head_dim), dtype)
+        self.cross_last: FloatArray = np.zeros((buffers, rows, 1, dims.attention_width), np.float32)
         self.source_lengths: NDArray[np.int32] = np.zeros(rows, np.int32)
         # What a row holds, and each place of it: a number of its own for every source and every entry ever written.
         self._sources: IntArray = np.zeros(rows, np.int64)
@@ -46,20 +48,22 @@ class RowCaches:
 
     @property
     def cache_bytes(self) -> int:
-        """Address space of both buffers."""
-        return self.own.nbytes + self.cross.nbytes
+        """Address space of all buffers."""
+        return self.own.nbytes + self.cross.nbytes + self.cross_last.nbytes
 
     def write_sources(self, memory: Sequence[Values], *, lengths: IntArray, rows: IntArray) -> None:
         """Write what the encoder gave for a batch of sources, each as far as it is long.
 
         Args:
-            memory: for each buffer [batch, heads, src_len, head_dim].
+            memory: for each buffer [batch, heads, src_len, head_dim], then for each [batch, 1, heads * head_dim].
             lengths: int64 [batch].
             rows: int64 [batch], the row of each source.
         """
         for place, (row, length) in enumerate(zip(rows.tolist(), lengths.tolist(), strict=True)):
-            for buffer, values in zip(self.cross, memory, strict=True):
+            for buffer, values in zip(self.cross, memory[: len(self.cross)], strict=True):
                 buffer[row, :, :length] = values[place, :, :length]
+            for buffer, values in zip(self.cross_last, memory[len(self.cross) :], strict=True):
+                buffer[row] = values[place]
             self._sources_written += 1
             self._sources[row] = self._sources_written
             self.source_lengths[row] = length
@@ -91,6 +95,7 @@ class RowCaches:
         self._entries[moved] = entries
         moved = np.flatnonzero(sources != self._sources[: len(parents)])
         _move_rows(self.cross, moved, parents[moved], np.zeros_like(moved), source_lengths[moved])
+        self.cross_last[:, moved] = self.cross_last[:, parents[moved]]
         self._sources[: len(parents)] = sources
         self.source_lengths[: len(parents)] = source_lengths
 

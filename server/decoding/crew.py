@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence as Items
 
-ROWS_WORTH_A_WORKER = 32
+ROWS_WORTH_A_WORKER = 16
 """Rows from which on a further worker on one core brings more than a step on all cores."""
 
 

@@ -49,7 +49,7 @@ class DecodeLoop:
         crew: Crew | None = None,
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
-        encode_tokens_per_round: int = 512,
+        encode_tokens_per_round: int = 320,
     ) -> None:
         """Make a loop that stands still until ``start``.
 

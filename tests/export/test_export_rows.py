@@ -74,10 +74,12 @@ def test_a_reorder_within_one_source_leaves_cross_attention_where_it_is(tiny_bun
         tiny_bundle.manifest.dims, rows=3, source_capacity=4, target_capacity=4, dtype=np.dtype(np.float32)
     )
     memory = [np.full((1, 4, 2, 8), buffer + 1.0, np.float32) for buffer in range(len(caches.cross))]
+    memory += [np.full((1, 1, 32), -buffer - 1.0, np.float32) for buffer in range(len(caches.cross))]
     caches.write_sources(memory, lengths=np.array([2]), rows=np.array([0]))
     caches.move(np.array([0, 0]), positions=np.array([0, 0]))
     assert caches.source_lengths.tolist() == [2, 2, 0]
     assert np.array_equal(caches.cross[:, 1, :, :2], caches.cross[:, 0, :, :2])
+    assert (caches.cross_last[:, :2, 0] == -1.0 - np.arange(len(caches.cross))[:, None, None]).all()
 
     for position in range(3):
         caches.write_step(np.array([position, position]))
@@ -93,7 +95,8 @@ def test_a_reorder_within_one_source_leaves_cross_attention_where_it_is(tiny_bun
 def test_hypotheses_of_one_search_move_from_the_place_where_they_part(tiny_bundle: Bundle) -> None:
     dims = tiny_bundle.manifest.dims
     caches = RowCaches(dims, rows=3, source_capacity=4, target_capacity=8, dtype=np.dtype(np.float32))
-    caches.write_sources([np.ones((1, 4, 2, 8), np.float32)] * 4, lengths=np.array([2]), rows=np.array([0]))
+    memory = [np.ones((1, 4, 2, 8), np.float32)] * 4 + [np.ones((1, 1, 32), np.float32)] * 4
+    caches.write_sources(memory, lengths=np.array([2]), rows=np.array([0]))
 
     def write(*values: float) -> None:
         place = next(places)
