@@ -69,6 +69,8 @@ class Calls:
     encoded: list[tuple[int, int]] = field(default_factory=list)  # shape of each encoder batch
     stepped_rows: list[int] = field(default_factory=list)
     heads: list[int] = field(default_factory=list)  # k of each head; 0: argmax
+    encoded_alone: list[bool] = field(default_factory=list)  # what each encode was told
+    stepped_alone: list[bool] = field(default_factory=list)  # what each step was told, the one under way too
 
 
 class FakeRunner:
@@ -103,6 +105,7 @@ class FakeRunner:
 
     def encode(self, *, sources: IntArray, lengths: IntArray, rows: IntArray, alone: bool = True) -> None:
         self.calls.encoded.append(sources.shape)
+        self.calls.encoded_alone.append(alone)
         if len(self.calls.encoded) in self._failing_encodes:
             raise RunnerError("scripted failure of encode")
         if not sources.dtype == lengths.dtype == rows.dtype == np.int64:
@@ -117,6 +120,7 @@ class FakeRunner:
     def step(
         self, *, tokens: IntArray, positions: IntArray, parents: IntArray | None = None, alone: bool = True
     ) -> None:
+        self.calls.stepped_alone.append(alone)
         self.before_step()
         self.calls.stepped_rows.append(len(tokens))
         if len(self.calls.stepped_rows) in self._failing_steps:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import pytest
 
+from export import contract
+from export.bundle import Bundle
 from export.runners.ort_cpu import OrtCpuRunner
 from model.reference import ReferenceOptions, beam_search, greedy_search
 from model.transformer import Transformer
+from server.decoding.crew import Crew
 from server.decoding.loop import DecodeLoop
+from server.decoding.observer import SilentObserver
+from server.decoding.sequence import Outcome, Result
+from server.decoding.waiting import Order
 from tests.decoding.desk import Job, make_job
 from tests.decoding.fake_runner import END, PAD, START
 from tests.export.tiny import export_model, random_model, sources_of
@@ -18,6 +29,10 @@ LENGTHS = (1, 3, 9, 14, 2, 25, 7, 18, 5, 11)
 BEAM_SIZES = (1, 4, 1, 2, 3)
 FORCED = ((), (17,), (), (40, 5), (9,), (), ())
 MAX_OUTPUT_TOKENS = 20
+LONG_S = 60.0
+# Large enough that ONNX Runtime divides matrix products among its threads, and the long sums in them into parts.
+WIDE = {"d_model": 128, "ffn_dim": 512, "source_vocab_size": 1001, "target_vocab_size": 1001, "max_positions": 300}
+SEED = 5
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +117,208 @@ def test_the_reference_finds_the_same(runners: dict[str, OrtCpuRunner], model: T
         best = job.result.hypotheses[0]
         assert (best.tokens, best.finish_reason.name) == (wanted.tokens, wanted.finish_reason)
         assert best.score == pytest.approx(wanted.score, abs=1e-4)
+
+
+# Several workers, on sessions of one thread and of two.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads_for_small_models_too() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.runners.ort_cpu._ONE_THREAD_PARAMETERS", 0, raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def wide_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """One of each precision."""
+    model, folder = random_model(**WIDE), tmp_path_factory.mktemp("workers")
+    bundles = [
+        export_model(model, folder / "fp32"),
+        export_model(model, folder / "int8", precision="int8"),
+    ]
+    return {bundle.manifest.precision("cpu"): bundle for bundle in bundles}
+
+
+@pytest.fixture(scope="module")
+def alone(wide_bundles: Mapping[str, Bundle]) -> Callable[..., list[Result]]:
+    """What each of the jobs gives on a fresh runner of its own."""
+    known: dict[tuple[str, int], list[Result]] = {}
+
+    def results(precision: str, *, threads: int) -> list[Result]:
+        if (precision, threads) not in known:
+            jobs = make_various_jobs()
+            for job in jobs:
+                runner = OrtCpuRunner.open(wide_bundles[precision], threads=threads, max_rows=4)
+                decode(runner, [job], rounds_between=0)
+                runner.close()
+            known[precision, threads] = [job.result for job in jobs]
+        return known[precision, threads]
+
+    return results
+
+
+def make_various_jobs() -> list[Job]:
+    draw = random.Random(SEED)
+    lengths = [draw.randint(1, 30) for _ in range(36)]
+    lengths[7], lengths[20], lengths[30] = 100, 290, 180
+    return [
+        make_job(
+            source[:-1].tolist(),
+            beam_size=draw.choice([1, 1, 1, 2, 3, 4]),
+            max_output_tokens=draw.randint(4, MAX_OUTPUT_TOKENS),
+            return_scores=draw.random() < 0.7,
+            early_stopping=draw.random() < 0.3,
+            forced_tokens=draw.choice([(), (), (17,), (40, 5)]),
+        )
+        for source in sources_of(lengths, vocab=WIDE["source_vocab_size"], seed=SEED)
+    ]
+
+
+def make_leavers(count: int) -> list[Job]:
+    """Jobs that are given up on the way."""
+    sources = sources_of([3 + number % 17 for number in range(count)], vocab=WIDE["source_vocab_size"], seed=SEED + 1)
+    return [
+        make_job(source[:-1].tolist(), beam_size=1 + number % 4, max_output_tokens=MAX_OUTPUT_TOKENS)
+        for number, source in enumerate(sources)
+    ]
+
+
+def open_pair(bundle: Bundle) -> tuple[OrtCpuRunner, ...]:
+    runners = OrtCpuRunner.open_workers(bundle, workers=2, threads=2, max_rows=12)
+    for runner in runners:
+        assert runner._step[True] is not runner._step[False], "wanted a session for each number of threads"
+    return runners
+
+
+def pair_loop(runners: tuple[OrtCpuRunner, ...], **settings: Any) -> DecodeLoop:
+    return DecodeLoop(
+        *runners, start_id=START, eos_id=END, pad_id=PAD, max_queue=1000, encode_tokens_per_round=64, **settings
+    )
+
+
+class Moments(SilentObserver):
+    """Counts the steps of two workers, so that something can happen after one; none ends its first before the other."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._steps = 0
+        self._open = 0
+        self._both_at_work = threading.Barrier(2)
+        self._met: set[threading.Thread] = set()
+
+    def stepped(self, rows: int, seconds: float) -> None:
+        if threading.current_thread() not in self._met:
+            self._met.add(threading.current_thread())
+            self._both_at_work.wait(LONG_S)
+        with self._changed:
+            self._steps += 1
+            self._changed.notify_all()
+
+    def watch(self, job: Job) -> None:
+        """Before it is submitted."""
+        with self._changed:
+            self._open += 1
+
+        def on_finished(result: Result) -> None:
+            job.results.append(result)
+            with self._changed:
+                self._open -= 1
+                self._changed.notify_all()
+
+        job.sequence.on_finished = on_finished
+
+    def pass_by(self, steps: int) -> None:
+        """Wait for so many steps, or until there is nothing left to step."""
+        with self._changed:
+            end = self._steps + steps
+            assert self._changed.wait_for(lambda: self._steps >= end or not self._open, LONG_S)
+
+
+def submit_at_random_moments(loop: DecodeLoop, moments: Moments, jobs: list[Job], leavers: list[Job]) -> None:
+    """Jobs in parties of one to three with a few steps in between; between two parties a leaver comes or goes."""
+    draw, jobs = random.Random(len(jobs[0].sequence.source)), list(jobs)
+    staying: list[Job] = []
+    while jobs:
+        party, jobs = jobs[: (size := draw.randint(1, 3))], jobs[size:]
+        if leavers and draw.random() < 0.5:
+            staying.append(leavers.pop())
+            party.append(staying[-1])
+        for job in party:
+            moments.watch(job)
+        loop.submit([job.sequence for job in party])
+        moments.pass_by(draw.randint(0, 6))
+        if staying and draw.random() < 0.5:
+            staying.pop(0).sequence.cancel()
+    for job in staying:
+        job.sequence.cancel()
+
+
+@pytest.mark.parametrize("order", list(Order))
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_two_workers_with_random_joins_and_leaves_equal_one_at_a_time(
+    wide_bundles: Mapping[str, Bundle], alone: Callable[..., list[Result]], precision: str, order: Order
+) -> None:
+    assert (contract.cache_dtype(precision) == np.int8) == (precision == "int8")
+    runners, moments = open_pair(wide_bundles[precision]), Moments()
+    loop = pair_loop(runners, order=order, observer=moments)
+    jobs, leavers = make_various_jobs(), make_leavers(12)
+    first, later = jobs[:13], jobs[13:]  # at least 13 rows: too many for one worker
+    for job in first:
+        moments.watch(job)
+    loop.submit([job.sequence for job in first])
+    loop.start()
+    with ThreadPoolExecutor(3) as pool:
+        submitters = [
+            pool.submit(submit_at_random_moments, loop, moments, later[start::3], leavers[start::3])
+            for start in range(3)
+        ]
+        for submitter in submitters:
+            submitter.result(LONG_S)
+    assert loop.close(timeout_s=LONG_S)
+    for runner in runners:
+        runner.close()
+    # Scores too, and to the last bit.
+    assert [job.result for job in jobs] == alone(precision, threads=1)
+
+
+class FickleCrew(Crew):
+    """Changes its mind all the time."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._draw = random.Random(seed)
+
+    @property
+    def alone(self) -> bool:
+        return self._draw.random() < 0.5
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_one_core_or_all_cores_from_step_to_step_changes_nothing(
+    wide_bundles: Mapping[str, Bundle], alone: Callable[..., list[Result]], precision: str, seed: int
+) -> None:
+    draw = random.Random(seed)
+    runners = open_pair(wide_bundles[precision])
+    loop = pair_loop(runners, crew=FickleCrew(seed))
+    jobs, leavers = make_various_jobs(), make_leavers(12)
+    for place, job in enumerate(jobs):
+        neighbour = leavers[place // 3 : place // 3 + (place % 3 == 0)]
+        loop.submit([job.sequence, *(leaver.sequence for leaver in neighbour)])
+        for _ in range(draw.randint(0, 3)):
+            draw.choice(loop._shared.workers).run_round()
+        if draw.random() < 0.3:
+            draw.choice(leavers).sequence.cancel()
+    while loop.queue_depth or loop.active_sequences:
+        loop.run_round()
+    for runner in runners:
+        runner.close()
+    assert [job.result for job in jobs] == alone(precision, threads=1)
+    assert {leaver.outcome for leaver in leavers} <= {Outcome.CANCELLED, Outcome.FINISHED}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_text_alone_is_the_same_on_one_core_and_on_two(alone: Callable[..., list[Result]], precision: str) -> None:
+    assert alone(precision, threads=1) == alone(precision, threads=2)
+    assert len({result.hypotheses[0].tokens for result in alone(precision, threads=1)}) > 20, "they are no two alike"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.config import SETTINGS, Address, ConfigError, ServeConfig, add_arguments, parse_address, read_config
+from server.decoding.waiting import Order
 
 
 def config_of(*argv: str, environ: dict[str, str] | None = None) -> ServeConfig:
@@ -21,6 +22,7 @@ def test_defaults() -> None:
     assert config == ServeConfig()
     assert (str(config.listen), str(config.metrics)) == ("127.0.0.1:50051", "127.0.0.1:9464")
     assert (config.lame_duck_s, config.grace_s, config.max_contents) == (2.5, 30.0, 1024)
+    assert (config.workers, config.admission) == (0, Order.FAIR)
 
 
 def test_flag_beats_variable_beats_file(tmp_path: Path) -> None:
@@ -33,6 +35,19 @@ def test_flag_beats_variable_beats_file(tmp_path: Path) -> None:
     assert config.listen == Address("0.0.0.0", 1)
     assert config_of("--config", str(file)).max_queue == 11
     assert not config_of(environ={**environ, "DRAGOMAN_REFLECTION": "false"}).reflection
+
+
+def test_workers_and_admission_by_flag_variable_and_file(tmp_path: Path) -> None:
+    file = tmp_path / "dragoman.toml"
+    file.write_text('workers = 2\nadmission = "longest-first"\n')
+    environ = {"DRAGOMAN_WORKERS": "3", "DRAGOMAN_ADMISSION": "fair"}
+    from_file = config_of("--config", str(file))
+    assert (from_file.workers, from_file.admission) == (2, Order.LONGEST_FIRST)
+    from_variables = config_of("--config", str(file), environ=environ)
+    assert (from_variables.workers, from_variables.admission) == (3, Order.FAIR)
+    from_flags = config_of("--config", str(file), "--workers", "1024", "--admission", "longest-first", environ=environ)
+    assert (from_flags.workers, from_flags.admission) == (1024, Order.LONGEST_FIRST)
+    assert config_of("--workers", "0").workers == 0, "as many as threads"
 
 
 def test_variables_that_kubernetes_sets_are_left_alone() -> None:
@@ -57,6 +72,15 @@ def test_variables_that_kubernetes_sets_are_left_alone() -> None:
         (["--listen", "höst:5"], {}, "--listen: got 'höst:5', wanted HOST:PORT"),
         (["--metrics", "\udcff:5"], {}, "--metrics"),
         (["--models", ""], {}, "--models"),
+        (["--workers", "-1"], {}, "--workers: got '-1', wanted a whole number from 0 to 1024"),
+        (["--workers", "1025"], {}, "--workers: got '1025', wanted a whole number from 0 to 1024"),
+        (["--workers", "all"], {}, "--workers: got 'all'"),
+        (["--workers", ""], {}, "--workers: got ''"),
+        (["--admission", "shortest"], {}, "--admission: got 'shortest', wanted fair or longest-first"),
+        (["--admission", "longest_first"], {}, "--admission: got 'longest_first', wanted fair or longest-first"),
+        (["--admission", ""], {}, "--admission: got ''"),
+        ([], {"DRAGOMAN_WORKERS": "1.5"}, "DRAGOMAN_WORKERS: got '1.5', wanted a whole number"),
+        ([], {"DRAGOMAN_ADMISSION": "FAIR"}, "DRAGOMAN_ADMISSION: got 'FAIR', wanted fair or longest-first"),
         ([], {"DRAGOMAN_REFLECTION": "maybe"}, "DRAGOMAN_REFLECTION: got 'maybe', wanted true or false"),
         ([], {"DRAGOMAN_CONFIG": "/no/such.toml"}, "/no/such.toml: No such file"),
     ],
@@ -74,6 +98,10 @@ def test_wrong_settings_are_named(flags: list[str], environ: dict[str, str], sai
         ("threads = [1]", "threads: got list"),
         ("threads = 1.5", "threads: got '1.5'"),
         ("threads", "no TOML"),
+        ("workers = true", "workers: got 'True', wanted a whole number from 0"),
+        ("workers = 2000", "workers: got '2000', wanted a whole number from 0 to 1024"),
+        ("admission = 1", "admission: got '1', wanted fair or longest-first"),
+        ('admission = ["fair"]', "admission: got list"),
         ("max-queue = 1\nmax_queue = 2", "got max-queue twice"),
     ],
 )
