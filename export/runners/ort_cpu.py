@@ -124,14 +124,13 @@ class OrtCpuRunner:
         sessions = _Sessions.load(bundle, threads=threads, workers=workers)
         return tuple(cls(bundle, sessions, max_rows=max_rows, max_candidates=max_candidates) for _ in range(workers))
 
-    def encode(self, *, sources: IntArray, lengths: IntArray, rows: IntArray, alone: bool = True) -> None:
+    def encode(self, *, sources: IntArray, lengths: IntArray, rows: IntArray) -> None:
         """Encode a batch of sources and write their cross-attention keys and values into ``rows``.
 
         Args:
             sources: int64 [batch, src_len], end token included, padded on the right with pad_id.
             lengths: int64 [batch], tokens of each source, 1 to src_len.
             rows: int64 [batch], the row of each source.
-            alone: no other runner is at work.
 
         Raises:
             ShapeError: a shape does not fit, or exceeds ``limits``.
@@ -263,6 +262,7 @@ def _check_size(name: str, got: int, largest: int) -> None:
 
 
 def _check_range(name: str, values: IntArray, first: int, end: int) -> None:
-    smallest, largest = int(values.min()), int(values.max())
-    if smallest < first or largest >= end:
+    # As unsigned numbers, negative ones are the largest: one pass instead of two.
+    if (values - first if first else values).view(np.uint64).max() >= end - first:
+        smallest, largest = int(values.min()), int(values.max())
         raise ShapeError(f"{name}: got {smallest if smallest < first else largest}, wanted {first} to {end - 1}")

@@ -58,8 +58,7 @@ class Candidates(NamedTuple):
 class Runner(Protocol):
     """Executes the encoder, the decoder step and the heads of one bundle on rows of its own; not thread-safe.
 
-    Several runners of one bundle may be at work at once, each on a thread of its own. ``alone`` says that this one is
-    the only one at work in the process: then it may take the whole device. It changes no result, to the bit.
+    Several runners of one bundle may be at work at once, each on a thread of its own.
 
     A round is: ``encode`` for the rows that join, ``step`` for all live rows, then one of the heads, which read the
     logits of that step where they lie. Heads never select a suppressed token (padding, unknown, start).
@@ -77,7 +76,7 @@ class Runner(Protocol):
     def limits(self) -> RunnerLimits:
         """Sizes this runner was built for."""
 
-    def encode(self, *, sources: IntArray, lengths: IntArray, rows: IntArray, alone: bool = True) -> None:
+    def encode(self, *, sources: IntArray, lengths: IntArray, rows: IntArray) -> None:
         """Encode a batch of sources and write their cross-attention keys and values into ``rows``.
 
         Rows that no later step names as a parent may be overwritten.
@@ -86,7 +85,6 @@ class Runner(Protocol):
             sources: int64 [batch, src_len], end token included, padded on the right with pad_id.
             lengths: int64 [batch], tokens of each source, 1 to src_len.
             rows: int64 [batch], the row of each source.
-            alone: no other runner is at work.
 
         Raises:
             ShapeError: a shape does not fit, or exceeds ``limits``.
@@ -103,7 +101,8 @@ class Runner(Protocol):
             positions: int64 [rows], tokens already in the row's cache; 0 in its first step.
             parents: int64 [rows], row whose caches each row continues, self-attention and source alike;
                 None: its own. Any mapping is allowed. A row that ``encode`` has just written is its own parent.
-            alone: no other runner is at work.
+            alone: no other runner of the process is at work: the step may take the whole device. It changes no result,
+                to the bit.
 
         Raises:
             ShapeError: a shape does not fit, or exceeds ``limits``.

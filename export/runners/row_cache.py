@@ -44,7 +44,8 @@ class RowCaches:
         self._sources: IntArray = np.zeros(rows, np.int64)
         self._sources_written = 0
         self._entries: IntArray = np.zeros((rows, target_capacity), np.int64)
-        self._entries_written = 0
+        self._entries_written = 1
+        self._numbers: IntArray = np.arange(rows)
 
     @property
     def cache_bytes(self) -> int:
@@ -70,8 +71,8 @@ class RowCaches:
 
     def write_step(self, positions: IntArray) -> None:
         """Take note that a step writes each live row's entry at its position: int64 [rows]."""
-        rows = np.arange(len(positions))
-        self._entries[rows, positions] = self._entries_written + 1 + rows
+        rows = self._numbers[: len(positions)]
+        self._entries[rows, positions] = rows + self._entries_written
         self._entries_written += len(positions)
 
     def move(self, parents: IntArray, *, positions: IntArray) -> None:

@@ -96,12 +96,12 @@ class Admission:
                 f"queue: got {len(sequences)} sequences beside {len(queue)}, wanted at most {self._max_queue}",
                 retry_after_s=self._throughput.seconds_until_free(excess) or DEFAULT_RETRY_AFTER_S,
             )
-        missing_rows = queue.rows - free_rows
-        for sequence in sequences:
-            missing_rows += sequence.options.beam_size
+        if all(sequence.deadline is None for sequence in sequences):
+            return
+        for sequence, rows_ahead in zip(sequences, queue.rows_ahead(sequences), strict=False):
             if sequence.deadline is None or now >= sequence.deadline:
                 continue  # it has none; or it is over already, and the next round says so
-            wait_s = self._throughput.seconds_until_free(missing_rows)
+            wait_s = self._throughput.seconds_until_free(rows_ahead + sequence.options.beam_size - free_rows)
             if wait_s is not None and now + wait_s > sequence.deadline:
                 raise DeadlineUnmeetable(
                     f"deadline: got {sequence.deadline - now:.3f} s, wanted at least {wait_s:.3f} s",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from collections.abc import Sequence as Items
+from operator import itemgetter
 
-from export.runners.protocol import FloatArray, IntArray
 from server.decoding.search import Continuations, SearchError, forced_places, length_penalty
 from server.decoding.sequence import FinishReason, Hypothesis, SearchOptions
 
@@ -23,7 +24,7 @@ class BeamSearch:
         self._forced = forced_places(options, end_id=end_id)
         self._step = 0
         self._running: list[tuple[int, ...]] = [()]
-        self._sums = np.zeros(1)
+        self._sums: Items[float] = [0.0]
         self._pool: list[tuple[float, Hypothesis]] = []
 
     @property
@@ -31,31 +32,32 @@ class BeamSearch:
         """One more than the beam: at most one candidate of each row is its end token."""
         return 0 if self._step in self._forced else self.rows + 1
 
-    def advance(self, ids: IntArray, log_probs: FloatArray | None) -> Continuations:
+    def advance(self, ids: Items[Items[int]], log_probs: Items[Items[float]] | None) -> Continuations:
         """Take the best continuations of all running hypotheses, as ``Search.advance`` says."""
         forced = self._forced.get(self._step)
         self._step += 1
         if forced is not None:
             # They lie best first, as candidates do, and their sums stay what they are.
-            ranked = [(parent, forced, total) for parent, total in enumerate(self._sums.tolist())]
+            ranked = [(parent, forced, total) for parent, total in enumerate(self._sums)]
             return self._walk(ranked, ended=FinishReason.MAX_TOKENS)
         assert log_probs is not None, "beam search needs log-probs"
         return self._walk(self._rank(ids, log_probs), ended=FinishReason.END_TOKEN)
 
-    def _rank(self, ids: IntArray, log_probs: FloatArray) -> list[tuple[int, int, float]]:
+    def _rank(self, ids: Items[Items[int]], log_probs: Items[Items[float]]) -> list[tuple[int, int, float]]:
         """The best candidates (parent, token, sum) over all running hypotheses, best first."""
-        # In float64, so that a sum of float32 log-probs does not depend on the length of what came before.
-        sums = (self._sums[:, None] + log_probs).ravel()
-        tokens = ids.ravel()
-        if self._step - 1 < self._options.min_output_tokens:
-            sums[tokens == self._end_id] = -np.inf
-        # Stable: on a tie the earlier hypothesis comes first, then its better-ranked token.
-        order = np.argsort(-sums, kind="stable")[: 2 * self.rows]
-        order = order[sums[order] > -np.inf]
-        if not order.size:
+        barred = self._end_id if self._step - 1 < self._options.min_output_tokens else None
+        candidates = [
+            (parent, token, total)
+            for parent, (so_far, tokens, steps) in enumerate(zip(self._sums, ids, log_probs, strict=True))
+            for token, step in zip(tokens, steps, strict=True)
+            # Sums of two in float64: what comes of float32 log-probs does not depend on the length of what came before.
+            if (total := so_far + step) > -math.inf and token != barred
+        ]
+        if not candidates:
             raise SearchError("no candidate may be chosen: every log-prob is -inf or not a number")
-        ranked = zip((order // ids.shape[1]).tolist(), tokens[order].tolist(), sums[order].tolist(), strict=True)
-        return list(ranked)
+        # Stable: on a tie the earlier hypothesis comes first, then its better-ranked token.
+        candidates.sort(key=itemgetter(2), reverse=True)
+        return candidates[: 2 * self.rows]
 
     def _walk(self, ranked: list[tuple[int, int, float]], *, ended: FinishReason) -> Continuations:
         """Finish or continue candidates, best first; ``ended`` is why those with an end token do."""
@@ -74,7 +76,7 @@ class BeamSearch:
             return Continuations((), ())
         parents, tokens, totals = zip(*going_on, strict=True)
         self._running = [(*self._running[parent], token) for parent, token, _ in going_on]
-        self._sums = np.array(totals)
+        self._sums = totals
         return Continuations(parents, tokens)
 
     def _finish(self, tokens: tuple[int, ...], total: float, reason: FinishReason) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from export.runners.protocol import FloatArray, IntArray
+from collections.abc import Sequence as Items
+
 from server.decoding.search import Continuations, SearchError, forced_places
 from server.decoding.sequence import FinishReason, Hypothesis, SearchOptions
 
@@ -28,18 +29,18 @@ class GreedySearch:
             return 0
         return 2 if len(self._tokens) < self._options.min_output_tokens else int(self._options.return_scores)
 
-    def advance(self, ids: IntArray, log_probs: FloatArray | None) -> Continuations:
+    def advance(self, ids: Items[Items[int]], log_probs: Items[Items[float]] | None) -> Continuations:
         """Append the best token that may be chosen, or the forced one, as ``Search.advance`` says."""
         place, options = len(self._tokens), self._options
         if self._forced and place in self._forced:
             return self._append(self._forced[place], ended=FinishReason.MAX_TOKENS)
-        rank = 1 if place < options.min_output_tokens and ids[0, 0] == self._end_id else 0
+        rank = 1 if place < options.min_output_tokens and ids[0][0] == self._end_id else 0
         if log_probs is not None:
-            log_prob = float(log_probs[0, rank])
+            log_prob = log_probs[0][rank]
             if not log_prob > float("-inf"):
                 raise SearchError(f"log-prob of the best token: got {log_prob}, wanted a finite number")
             self._log_prob += log_prob
-        return self._append(int(ids[0, rank]), ended=FinishReason.END_TOKEN)
+        return self._append(ids[0][rank], ended=FinishReason.END_TOKEN)
 
     def _append(self, token: int, *, ended: FinishReason) -> Continuations:
         """Take ``token``; where it is the end token, ``ended`` is why."""

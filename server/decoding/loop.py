@@ -149,11 +149,15 @@ class DecodeLoop:
             shared.changed.notify_all()
         # From here, not from a worker's thread: that one may be stuck in a device that never answers.
         given_up = shared.delivery.finish_all(Outcome.CANCELLED)
+        end = time.monotonic() + _JOIN_TIMEOUT_S
         for thread in self._threads:
-            thread.join(_JOIN_TIMEOUT_S)
-        shared.queue.remove(lambda _: True)
-        for worker in shared.workers:
-            worker.clear()
+            thread.join(max(0.0, end - time.monotonic()))
+        with shared.changed:
+            shared.queue.remove(lambda _: True)
+            for worker in shared.workers:
+                worker.clear()
+            shared.observer.queue_changed(0)
+            shared.observer.active_changed(0)
         return given_up == 0
 
     @property
@@ -177,8 +181,12 @@ class DecodeLoop:
 
     @property
     def failed(self) -> bool:
-        """Whether the last rounds of a worker all failed; False again once a round of it succeeds."""
-        return any(worker.failed for worker in self._shared.workers)
+        """Whether the last rounds of a worker that has work all failed, or those of every worker.
+
+        False again once a round of it succeeds. One that rests is no concern while another one serves.
+        """
+        workers = self._shared.workers
+        return any(worker.failed and worker.has_work for worker in workers) or all(worker.failed for worker in workers)
 
     def run_round(self) -> None:
         """One round of every worker in turn, for whoever drives the loop by hand; it never raises."""

@@ -22,6 +22,8 @@ def assign_rows(parents: Items[int]) -> list[int]:
         The row of each hypothesis.
     """
     count = len(parents)
+    if count and len(set(parents)) == count and min(parents) >= 0 and max(parents) < count:
+        return list(parents)  # each stays where its parent is
     rows = [NEW] * count
     taken = [False] * count
     for index, parent in enumerate(parents):

@@ -59,13 +59,11 @@ class Placement:
     """The inputs of one step.
 
     Attributes:
-        order: int64 [rows], the row of each hypothesis, running sequences in order.
-        tokens: int64 [rows], as ``Runner.step`` takes them, like the next two.
+        tokens: int64 [rows], as ``Runner.step`` takes them, like the others.
         positions: int64 [rows].
         parents: int64 [rows]; None where every row continues itself.
     """
 
-    order: IntArray
     tokens: IntArray
     positions: IntArray
     parents: IntArray | None
@@ -136,9 +134,10 @@ class Scheduler:
         tokens, positions, by_row = (np.empty(len(rows), dtype=np.int64) for _ in range(3))
         tokens[order] = [token for running in self.running for token in running.tokens]
         positions[order] = [running.position for running in self.running for _ in running.tokens]
-        moved = any(parent not in (row, NEW) for row, parent in zip(rows, parents, strict=True))
+        if all(parent in (row, NEW) for row, parent in zip(rows, parents, strict=True)):
+            return Placement(tokens, positions, None)
         by_row[order] = [row if parent == NEW else parent for row, parent in zip(rows, parents, strict=True)]
-        return Placement(order, tokens, positions, by_row if moved else None)
+        return Placement(tokens, positions, by_row)
 
 
 def encoder_batches(begun: Iterable[Running]) -> list[list[Running]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from typing import NamedTuple, Protocol
 
-from export.runners.protocol import FloatArray, IntArray
 from server.decoding.sequence import Hypothesis, LengthPenalty, SearchOptions
 
 
@@ -38,12 +37,12 @@ class Search(Protocol):
     def candidates_needed(self) -> int:
         """Best tokens per row that the next ``advance`` needs with their log-probs; 0: at most the best token."""
 
-    def advance(self, ids: IntArray, log_probs: FloatArray | None) -> Continuations:
+    def advance(self, ids: Items[Items[int]], log_probs: Items[Items[float]] | None) -> Continuations:
         """Choose how the live hypotheses go on.
 
         Args:
-            ids: int64 [live, k], the best tokens of each live hypothesis, best first.
-            log_probs: float32 [live, k]; -inf: not to be chosen. None where ``candidates_needed`` is 0.
+            ids: [live][k], the best tokens of each live hypothesis, best first.
+            log_probs: [live][k]; -inf: not to be chosen. None where ``candidates_needed`` is 0.
 
         Raises:
             SearchError: there is nothing to choose.

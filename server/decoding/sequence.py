@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
@@ -110,6 +109,7 @@ class Sequence:
             search: every token as it is chosen; beam search: never.
         deadline: moment on the loop's clock (seconds) after which the sequence is given up; None: never.
         submitted_at: moment on the loop's clock; set by the loop.
+        cancelled: whether ``cancel`` was called.
     """
 
     source: Items[int]
@@ -118,7 +118,7 @@ class Sequence:
     on_tokens: Callable[[Items[int]], None] | None = None
     deadline: float | None = None
     submitted_at: float = 0.0
-    _cancelled: threading.Event = field(default_factory=threading.Event, repr=False)
+    cancelled: bool = field(default=False, init=False)
 
     def given_up(self, now: float) -> Outcome | None:
         """Why nobody wants its result any more at the moment ``now``; None: somebody does."""
@@ -130,9 +130,4 @@ class Sequence:
 
     def cancel(self) -> None:
         """Ask the loop to give this sequence up at its next round; safe from any thread, and after the end."""
-        self._cancelled.set()
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether ``cancel`` was called."""
-        return self._cancelled.is_set()
+        self.cancelled = True

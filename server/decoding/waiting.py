@@ -18,6 +18,7 @@ from server.decoding.sequence import Sequence
 
 PATIENCE_S = 10.0
 """After so long, the order ``longest-first`` prefers whoever came first."""
+_KEPT_GONE = 64  # those who have left and are looked through at most, beside one for each who waits
 
 
 class Order(enum.Enum):
@@ -42,6 +43,9 @@ class WaitingQueue(Protocol):
 
     def add(self, party: Items[Sequence]) -> None:
         """Let the sequences of one call wait, ``submitted_at`` set."""
+
+    def rows_ahead(self, party: Items[Sequence]) -> Iterator[int]:
+        """For each of ``party``, if it came now: the rows of those who are admitted before it, as far as is known."""
 
     def first(self, now: float) -> Sequence:
         """Whose turn it is; somebody must wait."""
@@ -79,6 +83,15 @@ class FairQueue:
         if party:
             self._parties.append(deque(party))
             self.rows += _rows(party)
+
+    def rows_ahead(self, party: Items[Sequence]) -> Iterator[int]:
+        """One more of every other party for each of this one."""
+        ahead = 0
+        turns = itertools.chain(itertools.zip_longest(*self._parties), itertools.repeat(()))
+        for sequence, turn in zip(party, turns, strict=False):
+            ahead += _rows([other for other in turn if other is not None])
+            yield ahead
+            ahead += sequence.options.beam_size
 
     def first(self, now: float) -> Sequence:  # noqa: ARG002 - time changes nothing here
         """Whose turn it is."""
@@ -131,6 +144,10 @@ class LongestFirstQueue:
         self._waiting.update(party)
         self.rows += _rows(party)
 
+    def rows_ahead(self, party: Items[Sequence]) -> Iterator[int]:
+        """All who wait: longer ones may come yet."""
+        return itertools.accumulate((sequence.options.beam_size for sequence in party), initial=self.rows)
+
     def first(self, now: float) -> Sequence:
         """Whose turn it is."""
         while self._by_age[0] not in self._waiting:
@@ -145,15 +162,20 @@ class LongestFirstQueue:
         sequence = self.first(now)
         self._waiting.remove(sequence)
         self.rows -= sequence.options.beam_size
+        if len(self._by_length) > 2 * len(self._waiting) + _KEPT_GONE:
+            self._forget_gone()
         return sequence
 
     def remove(self, leaves: Callable[[Sequence], bool]) -> None:
         """Remove all of whom ``leaves`` says so."""
         self._waiting = {sequence for sequence in self._waiting if not leaves(sequence)}
+        self._forget_gone()
+        self.rows = _rows(self)
+
+    def _forget_gone(self) -> None:
         self._by_age = deque(self)
         self._by_length = [entry for entry in self._by_length if entry[2] in self._waiting]
         heapq.heapify(self._by_length)
-        self.rows = _rows(self)
 
 
 def _rows(sequences: Items[Sequence] | WaitingQueue) -> int:

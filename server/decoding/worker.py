@@ -119,7 +119,7 @@ class Worker:
             placement = self._schedule(started_at)
             if placement is not None:
                 ids, log_probs = self._step(placement)
-                freed_rows = self._collect(placement, ids, log_probs)
+                freed_rows = self._collect(ids, log_probs)
                 self._failed_rounds = 0
         except Exception:
             _log.exception("a decoding round failed")
@@ -145,12 +145,9 @@ class Worker:
         shared, scheduler = self._shared, self._scheduler
         with shared.changed:
             given_up = self._give_up(now)
+            self._taken = [*(running.sequence for running in scheduler.running), *(gone[0] for gone in given_up)]
             admitted = scheduler.admit(now, share=self._share())
-            self._taken = [
-                *(running.sequence for running in scheduler.running),
-                *admitted,
-                *(gone[0] for gone in given_up),
-            ]
+            self._taken += admitted
             begun = scheduler.begin(admitted)
             if given_up or admitted:
                 shared.observer.queue_changed(len(shared.queue))
@@ -189,7 +186,7 @@ class Worker:
     def _encode(self, batch: list[Running]) -> None:
         sources, lengths = pad_sources([running.sequence.source for running in batch], pad_id=self._pad_id)
         rows = np.array([running.rows[0] for running in batch], dtype=np.int64)
-        self._runner.encode(sources=sources, lengths=lengths, rows=rows, alone=self._shared.crew.alone)
+        self._runner.encode(sources=sources, lengths=lengths, rows=rows)
         source_tokens = int(lengths.sum())
         self._shared.observer.encoded(1.0 - source_tokens / sources.size, source_tokens)
 
@@ -210,23 +207,24 @@ class Worker:
             ids, log_probs = self._runner.argmax()[:, None], None
         else:
             ids, log_probs = self._runner.top_k(k)
-        self._shared.observer.stepped(len(placement.order), clock() - started_at)
+        self._shared.observer.stepped(len(placement.tokens), clock() - started_at)
         return ids, log_probs
 
-    def _collect(self, placement: Placement, ids: IntArray, log_probs: FloatArray | None) -> int:
+    def _collect(self, ids: IntArray, log_probs: FloatArray | None) -> int:
         """Let every search choose; what has finished leaves. Returns the rows that became free."""
         shared = self._shared
         self._observe_tokens()
-        # From rows to hypotheses: those of one search lie together.
-        ids = ids[placement.order]
-        log_probs = None if log_probs is None else log_probs[placement.order]
+        # Plain lists, for a search reads a few numbers at a time.
+        ids_of, log_probs_of = ids.tolist(), None if log_probs is None else log_probs.tolist()
         staying: list[Running] = []
         leaving: list[tuple[Running, Result]] = []
-        start = 0
         for running in self._scheduler.running:
-            end = start + len(running.rows)
+            rows = running.rows
             try:
-                chosen = running.search.advance(ids[start:end], None if log_probs is None else log_probs[start:end])
+                chosen = running.search.advance(
+                    [ids_of[row] for row in rows],
+                    None if log_probs_of is None else [log_probs_of[row] for row in rows],
+                )
             except Exception:
                 _log.exception("a search failed")
                 leaving.append((running, Result(Outcome.FAILED)))
@@ -237,11 +235,11 @@ class Worker:
                     staying.append(running)
                 else:
                     leaving.append((running, Result(Outcome.FINISHED, running.search.hypotheses())))
-            start = end
         # Rows and gauges first, so that whoever gets a result finds its rows free.
         if leaving:
-            self._scheduler.running = staying
-            shared.observer.active_changed(shared.active_sequences)
+            with shared.changed:
+                self._scheduler.running = staying
+                shared.observer.active_changed(shared.active_sequences)
         for running, result in leaving:
             shared.delivery.finish(running.sequence, result)
         return sum(running.search.rows for running, _ in leaving)
@@ -268,7 +266,7 @@ class Worker:
             if not lost:
                 lost = list(shared.queue)
                 shared.queue.remove(lambda _: True)
+            shared.observer.queue_changed(len(shared.queue))
+            shared.observer.active_changed(shared.active_sequences)
         for sequence in lost:
             shared.delivery.finish(sequence, Result(Outcome.FAILED))
-        shared.observer.queue_changed(len(shared.queue))
-        shared.observer.active_changed(shared.active_sequences)

@@ -69,7 +69,6 @@ class Calls:
     encoded: list[tuple[int, int]] = field(default_factory=list)  # shape of each encoder batch
     stepped_rows: list[int] = field(default_factory=list)
     heads: list[int] = field(default_factory=list)  # k of each head; 0: argmax
-    encoded_alone: list[bool] = field(default_factory=list)  # what each encode was told
     stepped_alone: list[bool] = field(default_factory=list)  # what each step was told, the one under way too
 
 
@@ -103,9 +102,8 @@ class FakeRunner:
         self._rows: list[_Row | None] = [None] * max_rows
         self._logits: FloatArray | None = None
 
-    def encode(self, *, sources: IntArray, lengths: IntArray, rows: IntArray, alone: bool = True) -> None:
+    def encode(self, *, sources: IntArray, lengths: IntArray, rows: IntArray) -> None:
         self.calls.encoded.append(sources.shape)
-        self.calls.encoded_alone.append(alone)
         if len(self.calls.encoded) in self._failing_encodes:
             raise RunnerError("scripted failure of encode")
         if not sources.dtype == lengths.dtype == rows.dtype == np.int64:

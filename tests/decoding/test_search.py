@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -237,4 +238,4 @@ def test_a_forced_step_asks_for_no_candidates(beam_size: int) -> None:
 def test_log_probs_that_are_no_numbers_end_the_search(beam_size: int) -> None:
     search = begin_search(SearchOptions(beam_size=beam_size, return_scores=True), end_id=END)
     with pytest.raises(SearchError):
-        search.advance(np.array([[5, 6, 7]]), np.full((1, 3), np.nan, dtype=np.float32))
+        search.advance([[5, 6, 7]], [[math.nan] * 3])

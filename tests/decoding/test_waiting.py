@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
@@ -210,6 +212,24 @@ def test_nobody_is_lost_doubled_or_out_of_turn_whatever_happens(order: Order, da
         assert queue.rows == sum(sequence.options.beam_size for sequence in here)
     assert pop_all(queue, now=now) == [naive.pop(now) for _ in range(added - gone)]
     assert queue.rows == len(queue) == 0
+
+
+@both_orders
+def test_who_has_left_is_not_kept_in_memory_although_the_queue_never_empties(order: Order) -> None:
+    queue = waiting_queue(order)
+    now, alive = NOW, weakref.WeakSet[Sequence]()
+    for _ in range(500):
+        # All wait for longer than the patience, a long one among them.
+        for length in (3, 3, 40):
+            party = make_party(length, at=now)
+            alive.update(party)
+            queue.add(party)
+        del party
+        while len(queue) > 9:
+            queue.pop(now)
+        now += PATIENCE_S
+    gc.collect()
+    assert len(alive) < 100
 
 
 @both_orders

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from server.decoding.crew import ROWS_WORTH_A_WORKER, Crew
 from server.decoding.loop import DecodeLoop, LoopClosed, QueueFull
+from server.decoding.observer import SilentObserver
 from server.decoding.sequence import Outcome, Result, Sequence
 from server.decoding.waiting import Order
 from tests.decoding.desk import Desk, FakeClock, Job, Recorder, make_job
@@ -161,6 +162,69 @@ def test_nothing_is_known_before_as_many_rows_were_freed_as_all_workers_have() -
     loop.submit([make_job([5]).sequence for _ in range(9)])
     loop.submit([make_job([5], deadline=clock.now + 1.0).sequence])
     assert loop.queue_depth == 10
+
+
+def test_gauges_are_told_of_one_change_after_the_other() -> None:
+    """Under the loop's lock: else a worker could tell an older figure after another one's newer figure, for good."""
+    told: list[tuple[str, bool]] = []
+
+    class Listener(SilentObserver):
+        def queue_changed(self, depth: int) -> None:
+            told.append(("queue", is_locked()))
+
+        def active_changed(self, sequences: int) -> None:
+            told.append(("active", is_locked()))
+
+    def is_locked() -> bool:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(cannot_take, loop._shared.changed).result(LONG_S)
+
+    def cannot_take(lock: threading.Condition) -> bool:
+        taken = lock.acquire(blocking=False)
+        if taken:
+            lock.release()
+        return not taken
+
+    loop = make_loop(FakeRunner(copying_rule(), failing_steps={4}), observer=Listener())
+    finished, failed = make_job([5]), make_job([6] * 9)
+    loop.submit([finished.sequence, failed.sequence])
+    for _ in range(5):
+        loop.run_round()
+    assert (finished.outcome, failed.outcome) == (Outcome.FINISHED, Outcome.FAILED)
+    assert {locked for _, locked in told} == {True}, told
+
+
+def test_a_schedule_that_fails_loses_nobody_who_has_just_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop(FakeRunner(copying_rule()))
+    cancelled, waiting = make_job([5]), make_job([6])
+    loop.submit([cancelled.sequence, waiting.sequence])
+    cancelled.sequence.cancel()
+
+    def fail(*_: object, **__: object) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("scripted")
+
+    monkeypatch.setattr("server.decoding.scheduler.Scheduler.admit", fail)
+    for _ in range(4):
+        loop.run_round()
+    assert len(cancelled.results) == len(waiting.results) == 1
+
+
+def test_a_loop_that_serves_again_has_not_failed_although_a_worker_that_did_rests() -> None:
+    runners = [FakeRunner(copying_rule(), max_rows=1), FakeRunner(copying_rule(), max_rows=1, failing_steps={1, 2, 3})]
+    loop = make_loop(*runners)
+    many = [make_job([5] * 9), *(make_job([6]) for _ in range(3))]
+    loop.submit([job.sequence for job in many])
+    for _ in range(10):
+        loop.run_round()
+    assert [job.outcome.name for job in many] == ["FINISHED", "FAILED", "FAILED", "FAILED"]
+    for _ in range(20):  # few enough for the first worker
+        few = make_job([7])
+        loop.submit([few.sequence])
+        for _ in range(2):
+            loop.run_round()
+        assert few.outcome is Outcome.FINISHED
+    assert not loop.failed
 
 
 # On threads.
@@ -402,7 +466,6 @@ def test_a_worker_with_nobody_beside_it_is_told_that_it_is_alone() -> None:
         job = works.put_to_work(0, make_job([5, 6]))
         works.open_gates()
         works.wait_for(job)
-    assert works.runners[0].calls.encoded_alone == [True]
     assert works.runners[0].calls.stepped_alone == [True] * 3
     assert not any(runner.calls.encoded or runner.calls.stepped_rows for runner in works.runners[1:])
 
@@ -415,7 +478,7 @@ def test_two_busy_workers_are_not_alone_until_one_of_them_rests() -> None:
         works.gates[0].next_step()
         works.gates[1].next_step()
         assert first.stepped_alone == [True, False]
-        assert (second.encoded_alone, second.stepped_alone) == ([False], [False, False])
+        assert second.stepped_alone == [False, False]
         works.gates[1].open()
         works.crew.wait_until_one_rests()
         works.gates[0].next_step()
@@ -426,7 +489,6 @@ def test_two_busy_workers_are_not_alone_until_one_of_them_rests() -> None:
         works.crew.wait_until_one_rests()
         works.submit(make_job([8]))
         works.crew.wait_until_one_rests()
-    assert first.encoded_alone == [True, True]
     assert first.stepped_alone[4:] == [True] * 8
 
 
