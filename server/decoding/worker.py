@@ -146,7 +146,7 @@ class Worker:
         with shared.changed:
             given_up = self._give_up(now)
             self._taken = [*(running.sequence for running in scheduler.running), *(gone[0] for gone in given_up)]
-            admitted = scheduler.admit(now, share=self._share())
+            admitted = scheduler.admit(now, share=self._share()) if shared.queue.rows else []
             self._taken += admitted
             begun = scheduler.begin(admitted)
             if given_up or admitted:
@@ -161,7 +161,7 @@ class Worker:
         for running in begun:
             shared.observer.admitted(now - running.sequence.submitted_at)
         # Before the step: rows that the encoder writes are no row's parent, see ``assign_rows``.
-        for batch in encoder_batches(begun):
+        for batch in encoder_batches(begun) if begun else ():
             self._encode(batch)
         return placement
 
