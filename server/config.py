@@ -59,7 +59,7 @@ class ServeConfig:
     allow_uncertified: bool = False
     threads: int = 0
     workers: int = 0
-    max_rows: int = 64
+    max_rows: int = 96
     admission: Order = Order.FAIR
     max_queue: int = 4096
     max_contents: int = 1024
@@ -157,7 +157,7 @@ SETTINGS = (
     Setting("allow-uncertified", "allow_uncertified", _switch, "serve bundles that have no valid certificate"),
     Setting("threads", "threads", _whole_number(0, 1024), "CPU threads of a step (default: all it may use)", "N"),
     Setting("workers", "workers", _whole_number(0, 1024), "steps beside each other (default: as --threads)", "N"),
-    Setting("max-rows", "max_rows", _whole_number(4, 512), "most live rows of a step (default: 64)", "N"),
+    Setting("max-rows", "max_rows", _whole_number(4, 512), "most live rows of a step (default: 96)", "N"),
     Setting("admission", "admission", _order, "fair or longest-first among waiting texts (default: fair)", "ORDER"),
     Setting("max-queue", "max_queue", _whole_number(1), "most texts of a model that may wait (default: 4096)", "N"),
     Setting("max-contents", "max_contents", _whole_number(1), "most texts of a request (default: 1024)", "N"),

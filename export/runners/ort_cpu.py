@@ -40,17 +40,16 @@ class _Sessions:
         contracts = contract.graph_contracts(manifest.dims, precision=manifest.precision(TARGET))
 
         def load(name: str, *, threads: int = 1) -> Any:
-            return open_session(bundle.graph_path(TARGET, name), contract=contracts[name], threads=threads)
+            path = bundle.graph_path(TARGET, name)
+            return open_session(path, contract=contracts[name], threads=threads, arena=name != "step")
 
         # Waking another thread for a step or a head of a fraction of a millisecond costs more than it brings.
         of_step = 1 if manifest.parameter_count < _ONE_THREAD_PARAMETERS else threads
         alone = load("step", threads=of_step)
-        return cls(
-            encoder=load("encoder", threads=threads if workers == 1 else 1),
-            step={True: alone, False: alone if of_step == 1 or workers == 1 else load("step")},
-            argmax=load("argmax"),
-            top_k=load("top_k"),
-        )
+        beside = alone if of_step == 1 or workers == 1 else load("step")
+        # The smaller one last: while a session packs its weights, what it has read of them is in memory too.
+        encoder = load("encoder", threads=threads if workers == 1 else 1)
+        return cls(encoder, {True: alone, False: beside}, argmax=load("argmax"), top_k=load("top_k"))
 
 
 class OrtCpuRunner:

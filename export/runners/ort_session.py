@@ -20,13 +20,15 @@ Arrays = Mapping[str, NDArray[Any]]
 _TILED_ATTENTION_OFF = "ORT_GQA_DISABLE_FLASH_ATTENTION"
 
 
-def open_session(path: Path, *, contract: GraphContract, threads: int) -> Any:
+def open_session(path: Path, *, contract: GraphContract, threads: int, arena: bool = True) -> Any:
     """Load a graph and hold its inputs and outputs against the contract.
 
     Args:
         path: ONNX file; its weights lie beside it, which may be read-only.
         contract: what the runner will bind.
         threads: that one run uses.
+        arena: whether the session keeps the memory of its runs for itself. Pays where they are large; many small pieces
+            are faster had from the process's own heap.
 
     Raises:
         BundleError: the file cannot be loaded, or has other inputs or outputs.
@@ -38,6 +40,7 @@ def open_session(path: Path, *, contract: GraphContract, threads: int) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     # Keeps a plan and a block of memory for every shape that ever came, and is no faster.
     options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = arena
     # The threads of one session must not spin while another one runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # Would move QuantizeLinear before a Reshape and leave another pair of nodes behind.
