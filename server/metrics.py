@@ -14,6 +14,7 @@ from prometheus_client.exposition import choose_encoder
 
 from server.config import Address
 from server.decoding.observer import Stage
+from server.histogram import ManyHistogram
 
 # A `_created` series beside every counter and histogram would double their number and tell nobody anything.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -65,7 +66,12 @@ class Metrics:
         self.first_token = self._histogram(
             "time_to_first_token_seconds", "Time from a text's submission to its first step's end.", _WAIT_SECONDS
         )
-        self.inter_token = self._histogram("inter_token_seconds", "Time between two steps of a text.", _STEP_SECONDS)
+        self.inter_token = ManyHistogram(
+            "dragoman_inter_token_seconds",
+            "Time between two steps of a text.",
+            buckets=_STEP_SECONDS,
+            registry=self.registry,
+        )
         self.padding = self._histogram("padding_ratio", "Share of an encoder batch that was padding.", _RATIOS)
         self.tokens = self._counter("tokens", "Tokens encoded (source) and delivered (target).", "direction")
         self.rejected = self._counter("rejected", "Calls turned away before decoding.", "reason")
@@ -116,7 +122,7 @@ class ModelMetrics:
         self._step_rows = metrics.step_rows.labels(model)
         self._step_seconds = metrics.step_seconds.labels(model)
         self._first_token = metrics.first_token.labels(model)
-        self._inter_token = metrics.inter_token.labels(model)
+        metrics.inter_token.add(model)
         self._padding = metrics.padding.labels(model)
         self._source_tokens = metrics.tokens.labels(model, "source")
         self._target_tokens = metrics.tokens.labels(model, "target")
@@ -161,8 +167,7 @@ class ModelMetrics:
 
     def inter_token(self, seconds: float, sequences: int) -> None:
         """See Observer."""
-        for _ in range(sequences):
-            self._inter_token.observe(seconds)
+        self._metrics.inter_token.observe(self._model, seconds, times=sequences)
 
     def cancelled(self, stage: Stage) -> None:
         """See Observer."""

@@ -6,11 +6,13 @@ import http.client
 import socket
 
 import pytest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dragoman.v1 import translation_pb2 as pb
 from model.tokenizer import Tokenizer
 from server.config import Address
+from server.histogram import ManyHistogram
 from server.metrics import Metrics, MetricsServer
 from server.models import ServedModel
 from tests.server.running import DIGEST, PATIENCE_S, TEXTS, RunningServer
@@ -146,3 +148,25 @@ def test_ipv6_address() -> None:
         assert fetch(server, "/metrics")[0] == 200
     finally:
         server.close()
+
+
+def test_one_value_many_times_is_what_prometheus_counts_one_by_one() -> None:
+    bounds = (0.5, 1.0, 2.5)
+    registry = CollectorRegistry()
+    many = ManyHistogram("many_seconds", "Many.", buckets=bounds, registry=registry)
+    one = Histogram("one_seconds", "One.", ["model"], buckets=bounds, registry=registry)
+    many.add("m")
+    one.labels("m")
+
+    def of(name: str) -> list[str]:
+        lines = generate_latest(registry).decode().splitlines()
+        return sorted(line.removeprefix(name) for line in lines if line.startswith(f"{name}_seconds_"))
+
+    assert of("many") == of("one")
+    for value, times in ((0.25, 3), (0.5, 2), (0.75, 1), (2.5, 4), (9.0, 5), (1.0, 0)):
+        many.observe("m", value, times=times)
+        many.add("m")
+        for _ in range(times):
+            one.labels("m").observe(value)
+    assert of("many") == of("one")
+    assert '_seconds_count{model="m"} 15.0' in of("many")
