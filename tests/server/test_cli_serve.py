@@ -33,7 +33,7 @@ class TestServe:
             "onnxruntime-cpu",
             "fp32",
         )
-        assert (started["threads"], started["rows"], started["max_queue"], started["lame_duck_s"]) == (1, 64, 77, 600.0)
+        assert (started["threads"], started["rows"], started["max_queue"], started["lame_duck_s"]) == (1, 96, 77, 600.0)
         assert described["limits"]["max_contents"] == 77
         assert described["cache_bytes"] > 0
         assert described["certified"]
