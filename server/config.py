@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from server.decoding.waiting import Order
+from server.resources import cpu_count
 
 VARIABLE_PREFIX = "DRAGOMAN_"
 
@@ -67,6 +68,16 @@ class ServeConfig:
     max_source_bytes: int = 32 * 1024
     lame_duck_s: float = 2.5
     grace_s: float = 30.0
+
+    @property
+    def step_threads(self) -> int:
+        """``threads``, as many as that comes to here."""
+        return self.threads or cpu_count()
+
+    @property
+    def worker_count(self) -> int:
+        """``workers``, as many as that comes to here."""
+        return self.workers or self.step_threads
 
 
 @dataclass(frozen=True)

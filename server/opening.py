@@ -17,7 +17,6 @@ from server.exam.sitting import ExamError, sit_exam
 from server.exam.thresholds import Thresholds
 from server.metrics import Metrics, ModelMetrics
 from server.models import Limits, ModelState, ServedModel
-from server.resources import cpu_count
 from server.service.errors import MODEL_REASONS
 
 _log = logging.getLogger(__name__)
@@ -46,11 +45,10 @@ def open_model(bundle: Bundle, config: ServeConfig, metrics: Metrics, *, crew: C
     manifest = bundle.manifest
     tokenizer = Tokenizer.load(bundle.tokenizer_path)
     _check_tokenizer(tokenizer, bundle)
-    threads = config.threads or cpu_count()
     runners = OrtCpuRunner.open_workers(
         bundle,
-        workers=config.workers or threads,
-        threads=threads,
+        workers=config.worker_count,
+        threads=config.step_threads,
         max_rows=config.max_rows,
         max_candidates=2 * config.max_beam_size,
     )

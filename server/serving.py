@@ -18,7 +18,7 @@ from server.config import Address, ServeConfig
 from server.loading import LoadError, load_models
 from server.metrics import Metrics, MetricsServer
 from server.models import KnownModel, ModelState, Registry, ServedModel
-from server.resources import cpu_count, memory_limit_bytes
+from server.resources import memory_limit_bytes
 from server.service.app import METHODS, App, BindError
 from server.service.errors import MODEL_LESS_REASONS
 
@@ -143,8 +143,8 @@ def _log_start(config: ServeConfig, registry: Registry, *, listen: Address, metr
         listen=str(listen),
         metrics=str(metrics),
         models=[_describe(model) for model in registry.all()],
-        threads=config.threads or cpu_count(),
-        workers=config.workers or config.threads or cpu_count(),
+        threads=config.step_threads,
+        workers=config.worker_count,
         rows=config.max_rows,
         admission=config.admission.value,
         cache_bytes=cache_bytes,

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from onnx import TensorProto
 
+from export import contract
 from export.errors import ExportError
 from export.graphs.builder import MICROSOFT, GraphBuilder
 from export.graphs.description import Linear, Weights
@@ -38,7 +39,7 @@ class NumberFormat(Protocol):
 class Float32:
     """float32, as the model was trained."""
 
-    cache_dtype: np.dtype[np.generic] = np.dtype(np.float32)
+    cache_dtype: np.dtype[np.generic] = contract.cache_dtype("fp32")
     flat = True
 
     def cache_scale(self, name: str) -> None:
@@ -84,7 +85,7 @@ class Int8:
     divergence of the teacher-forced distributions of the bundled model: 9e-6).
     """
 
-    cache_dtype: np.dtype[np.generic] = np.dtype(np.int8)
+    cache_dtype: np.dtype[np.generic] = contract.cache_dtype("int8")
     flat = False
 
     def __init__(self, calibration: Calibration) -> None:

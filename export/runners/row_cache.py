@@ -87,13 +87,14 @@ class RowCaches:
         sources = self._sources[parents]
         source_lengths = self.source_lengths[parents]
         moved = np.flatnonzero(parents != np.arange(len(parents)))
-        entries = self._entries[parents[moved]]
-        differs = entries != self._entries[moved]
-        differs &= np.arange(differs.shape[1]) < positions[moved, None]
+        longest = int(positions[moved].max(initial=1))
+        entries = self._entries[parents[moved], :longest]
+        differs = entries != self._entries[moved, :longest]
+        differs &= np.arange(longest) < positions[moved, None]
         changed = differs.any(axis=1)
         starts, targets = differs[changed].argmax(axis=1), moved[changed]
         _move_rows(self.own, targets, parents[targets], starts, positions[targets])
-        self._entries[moved] = entries
+        self._entries[moved, :longest] = entries
         moved = np.flatnonzero(sources != self._sources[: len(parents)])
         _move_rows(self.cross, moved, parents[moved], np.zeros_like(moved), source_lengths[moved])
         self.cross_last[:, moved] = self.cross_last[:, parents[moved]]

@@ -103,7 +103,7 @@ class Scheduler:
         free_rows = self._max_rows - used_rows
         if self.running and free_rows < min(self._queue.rows, self._max_rows // _NEWCOMERS_PART):
             return admitted
-        while len(self._queue) and used_rows < share:
+        while self._queue.rows and used_rows < share:
             sequence = self._queue.first(now)
             used_rows += sequence.options.beam_size
             tokens_left -= len(sequence.source)
@@ -131,11 +131,12 @@ class Scheduler:
             running.rows = rows[start:end]
             start = end
         order = np.array(rows, dtype=np.int64)
-        tokens, positions, by_row = (np.empty(len(rows), dtype=np.int64) for _ in range(3))
+        tokens, positions = (np.empty(len(rows), dtype=np.int64) for _ in range(2))
         tokens[order] = [token for running in self.running for token in running.tokens]
         positions[order] = [running.position for running in self.running for _ in running.tokens]
         if all(parent in (row, NEW) for row, parent in zip(rows, parents, strict=True)):
             return Placement(tokens, positions, None)
+        by_row = np.empty_like(order)
         by_row[order] = [row if parent == NEW else parent for row, parent in zip(rows, parents, strict=True)]
         return Placement(tokens, positions, by_row)
 

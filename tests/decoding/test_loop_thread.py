@@ -7,29 +7,16 @@ import threading
 import pytest
 
 from server.decoding.loop import DecodeLoop, LoopClosed
-from server.decoding.sequence import Outcome, Result
+from server.decoding.sequence import Outcome
 from tests.decoding.desk import Job, make_job
 from tests.decoding.fake_runner import END, PAD, START, FakeRunner, copying_rule
-
-LONG_S = 60.0
+from tests.decoding.works import LONG_S, watched
 
 
 def started_loop(runner: FakeRunner) -> DecodeLoop:
     loop = DecodeLoop(runner, start_id=START, eos_id=END, pad_id=PAD, max_queue=1000)
     loop.start()
     return loop
-
-
-def watched(job: Job) -> threading.Event:
-    """Set once ``job`` has ended."""
-    ended = threading.Event()
-
-    def on_finished(result: Result) -> None:
-        job.results.append(result)
-        ended.set()
-
-    job.sequence.on_finished = on_finished
-    return ended
 
 
 def submit_one_by_one(loop: DecodeLoop, jobs: list[Job]) -> None:
