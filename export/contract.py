@@ -86,19 +86,17 @@ class TensorSpec:
         Raises:
             ShapeError: dtype or shape differ; the message names got and wanted.
         """
-        wanted = (
-            self.shape
-            if sizes is None
-            else tuple(sizes.get(size, size) if isinstance(size, str) else size for size in self.shape)
-        )
-        if not isinstance(array, np.ndarray) or array.dtype != self.dtype or array.ndim != len(wanted):
-            raise ShapeError(self._complaint(array, wanted))
-        for got, want in zip(array.shape, wanted, strict=True):
-            if got != want and not isinstance(want, str):
-                raise ShapeError(self._complaint(array, wanted))
+        known = sizes or {}
+        if isinstance(array, np.ndarray) and array.dtype == self.dtype and array.ndim == len(self.shape):
+            for got, size in zip(array.shape, self.shape, strict=True):
+                if got != (known.get(size, got) if isinstance(size, str) else size):
+                    break
+            else:
+                return
+        raise ShapeError(self._complaint(array, known))
 
-    def _complaint(self, array: object, wanted: tuple[int | str, ...]) -> str:
-        shape = f"[{', '.join(map(str, wanted))}]"
+    def _complaint(self, array: object, known: Mapping[str, int]) -> str:
+        shape = f"[{', '.join(str(known.get(size, size) if isinstance(size, str) else size) for size in self.shape)}]"
         if not isinstance(array, np.ndarray):
             return f"{self.name}: got {type(array).__name__}, wanted array {self.dtype} {shape}"
         return f"{self.name}: got {array.dtype} {list(array.shape)}, wanted {self.dtype} {shape}"
@@ -127,31 +125,31 @@ def cache_dtype(precision: str) -> np.dtype[Any]:
 
 
 def ort_encoder_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
-    """Sources to every decoder layer's cross-attention keys and values, of dtype ``cached``.
+    """Sources to every decoder layer's cross-attention keys and values, of dtype ``cached``, in buffer order.
 
     Those of each source's last token come once more, in float32 and with all heads side by side: a step hands them to
     an operator that always appends.
     """
-    last = ("batch", 1, dimensions.attention_width)
     return GraphContract(
         inputs=(_spec("tokens", np.int64, "batch", "src_len"), _spec("lengths", np.int32, "batch")),
         outputs=(
-            *_caches("cross", dimensions, cached, _memory_shape(dimensions)),
-            *_caches("cross_last", dimensions, np.dtype(np.float32), last),
+            _memory(dimensions, cached),
+            _spec("cross_last", np.float32, 2 * dimensions.decoder_layers, "batch", 1, dimensions.attention_width),
         ),
     )
 
 
 def standard_encoder_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
-    """Sources to every decoder layer's cross-attention keys and values, of dtype ``cached``."""
+    """Sources to every decoder layer's cross-attention keys and values, of dtype ``cached``, in buffer order."""
     return GraphContract(
         inputs=(_spec("tokens", np.int64, "batch", "src_len"), _spec("lengths", np.int64, "batch")),
-        outputs=_caches("cross", dimensions, cached, _memory_shape(dimensions)),
+        outputs=(_memory(dimensions, cached),),
     )
 
 
-def _memory_shape(dimensions: ModelDimensions) -> tuple[int | str, ...]:
-    return ("batch", dimensions.heads, "src_len", dimensions.head_dim)
+def _memory(dimensions: ModelDimensions, cached: np.dtype[Any]) -> TensorSpec:
+    shape = (2 * dimensions.decoder_layers, "batch", dimensions.heads, "src_len", dimensions.head_dim)
+    return TensorSpec("cross", cached, shape)
 
 
 def ort_step_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:

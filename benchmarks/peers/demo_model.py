@@ -22,6 +22,8 @@ from torch import Tensor
 
 from benchmarks.peers.base_model import write_tokenizer
 from export.bundle import Bundle
+from export.graphs.flavour import PARTS
+from export.quantisation.ranges import MEMORY
 from model.checkpoint import Checkpoint, save_checkpoint
 from model.config import TransformerConfig
 from model.importers.huggingface import layer_origins
@@ -49,7 +51,7 @@ def rebuild_checkpoint(bundle: Bundle, *, recipe: Path, out: Path) -> None:
     stored = {
         ours: torch.from_numpy(part.astype(np.float32))
         for name, values in _initializers(bundle)
-        for ours, part in _our_tensors(name, values)
+        for ours, part in _our_tensors(name, values, decoder_layers=bundle.manifest.dims.decoder_layers)
     }
     model = Transformer(config)
     copy_weights(model, stored, where=str(bundle.path), copies=dict.fromkeys(_TOKEN_TABLES.values(), "output.weight"))
@@ -65,14 +67,20 @@ def _initializers(bundle: Bundle) -> Iterator[tuple[str, NDArray[np.generic]]]:
                 yield tensor.name, numpy_helper.to_array(tensor, str(path.parent))
 
 
-def _our_tensors(name: str, values: NDArray[np.generic]) -> Iterator[tuple[str, NDArray[np.generic]]]:
+def _our_tensors(
+    name: str, values: NDArray[np.generic], *, decoder_layers: int
+) -> Iterator[tuple[str, NDArray[np.generic]]]:
     """Our names of what the graphs call ``name``: packed projections apart, norms with their residual sums."""
     module, _, kind = name.rpartition(".")
     place, _, part = module.rpartition(".")
     kind = "weight" if kind == "gain" else kind
     if name in _TOKEN_TABLES:
         yield _TOKEN_TABLES[name], values
-    elif part in ("query_key_value", "key_value"):
+    elif module == MEMORY:
+        places = [f"decoder.{layer}.cross_attention.{part}" for layer in range(decoder_layers) for part in PARTS]
+        for place, piece in zip(places, np.split(values, len(places)), strict=True):
+            yield f"{place}.{kind}", piece
+    elif part == "query_key_value":
         projections = part.split("_")
         for projection, piece in zip(projections, np.split(values, len(projections)), strict=True):
             yield f"{place}.{projection}.{kind}", piece

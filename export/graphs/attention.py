@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from export.graphs.builder import MICROSOFT, GraphBuilder
 from export.graphs.description import ModelDescription
-from export.graphs.flavour import PARTS, Part
+from export.graphs.flavour import PARTS
 from export.graphs.number_format import NumberFormat
 
 _INPUTS_BEFORE_SCALES = 5  # of rotary embeddings, bias and sinks, which these models do not have
@@ -26,7 +26,7 @@ class OrtEncoderAttention:
         self._graph = graph
         self._numbers = numbers
         self._operator = _operator(model)
-        self._width = model.dims.attention_width
+        self._layers, self._width = model.dims.decoder_layers, model.dims.attention_width
         self._last_places = graph.op("Sub", "lengths", graph.constant(1, np.int32))
         self._src_len = graph.op("Cast", graph.op("Shape", "tokens", start=1, end=2), to=TensorProto.INT32)
         self._packed_shape = graph.op("Concat", graph.op("Shape", "tokens"), graph.constant([3 * self._width]), axis=0)
@@ -46,15 +46,17 @@ class OrtEncoderAttention:
         )
         return graph.op("Reshape", attended, graph.constant([-1, self._width])) if self._numbers.flat else attended
 
-    def keep(self, layer: int, part: Part, memory: str) -> None:
-        """Give out keys or values [batch, src_len, heads, head_dim], and those of each source's last token anew."""
+    def keep(self, memory: str) -> None:
+        """Give out all keys and values [batch, src_len, 2 * layers, heads, head_dim]; each source's last ones anew."""
         graph = self._graph
-        graph.op("Transpose", memory, perm=[0, 2, 1, 3], output=f"cross_{part}_{layer}")
+        graph.op("Transpose", memory, perm=[2, 0, 3, 1, 4], output="cross")
         last = graph.op("GatherND", memory, self._last_index, batch_dims=1)
-        scale = self._numbers.cache_scale(f"decoder.{layer}.cross_attention.{part}")
-        if scale is not None:  # a multiple of the scale comes back as the level that it was
-            last = graph.op("DequantizeLinear", last, graph.constant(scale, np.float32))
-        graph.op("Reshape", last, graph.constant([-1, 1, self._width]), output=f"cross_last_{part}_{layer}")
+        last = graph.op("Transpose", last, perm=[1, 0, 2, 3])
+        names = [f"decoder.{layer}.cross_attention.{part}" for layer in range(self._layers) for part in PARTS]
+        scales = [scale for name in names if (scale := self._numbers.cache_scale(name)) is not None]
+        if scales:  # a multiple of the scale comes back as the level that it was
+            last = graph.op("DequantizeLinear", last, graph.constant(scales, np.float32), axis=0)
+        graph.op("Reshape", last, graph.constant([len(names), -1, 1, self._width]), output="cross_last")
 
 
 class OrtStepAttention:

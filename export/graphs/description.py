@@ -112,6 +112,11 @@ class ModelDescription:
     decoder_norm: Norm | None
     output: Linear
 
+    @property
+    def memory(self) -> Linear:
+        """Keys and values of all decoder layers' cross-attention as one: [layers * 2 * attention_width, d_model]."""
+        return _stacked(*(layer.cross_attention.key_value for layer in self.decoder if layer.cross_attention))
+
 
 def dimensions_of(model: Transformer) -> ModelDimensions:
     """The sizes of a model."""

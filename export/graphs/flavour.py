@@ -19,8 +19,8 @@ class EncoderAttention(Protocol):
     def attend(self, query_key_value: str) -> str:
         """[positions, 3 * attention_width] -> [positions, attention_width]."""
 
-    def keep(self, layer: int, part: Part, memory: str) -> None:
-        """Give out a decoder layer's cross-attention keys or values: [batch, src_len, heads, head_dim]."""
+    def keep(self, memory: str) -> None:
+        """Give out all cross-attention keys and values: [batch, src_len, 2 * layers, heads, head_dim]."""
 
 
 class StepAttention(Protocol):

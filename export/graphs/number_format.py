@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,8 +12,11 @@ from export import contract
 from export.errors import ExportError
 from export.graphs.builder import MICROSOFT, GraphBuilder
 from export.graphs.description import Linear, Weights
-from export.quantisation.ranges import Calibration
+from export.quantisation.ranges import ActivationRange, Calibration
 from export.quantisation.weights import quantise_rows, quantise_weight
+
+_WIDEST_SCALED_AFTER = 4096
+"""Outputs of a product up to which its weights' scales are applied to what comes out; see ``Int8``."""
 
 
 class NumberFormat(Protocol):
@@ -31,6 +35,20 @@ class NumberFormat(Protocol):
 
     def linear(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, result: str | None = None) -> str:
         """[positions, in] -> [positions, out]; ``name`` names the layer, ``result`` the value where it has to."""
+
+    def cached_linear(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, caches: Sequence[str]) -> str:
+        """What several caches keep of one product: [positions, in] -> [positions, caches * width].
+
+        Args:
+            graph: to be written into.
+            name: of the product.
+            x: its input.
+            linear: the projections that fill the caches, stacked.
+            caches: their names, in that order.
+        """
+
+    def cuts_negatives(self, name: str) -> bool:
+        """Whether the product ``name`` reads negative inputs as 0, so that they need not be rectified before."""
 
     def rows(self, graph: GraphBuilder, name: str, table: Weights, indices: str, *, scale: float = 1.0) -> str:
         """Rows of a table [entries, width] times ``scale``, widened after the gather: nothing copies the table."""
@@ -51,6 +69,15 @@ class Float32:
         if linear.bias is not None:
             inputs.append(graph.weight(f"{name}.bias", linear.bias))
         return graph.op("Gemm", *inputs, output=result, transB=1)
+
+    def cached_linear(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, caches: Sequence[str]) -> str:
+        """[positions, in] -> [positions, caches * width]."""
+        del caches  # they keep what the product gives
+        return self.linear(graph, name, x, linear)
+
+    def cuts_negatives(self, name: str) -> bool:  # noqa: ARG002 - of no product
+        """No product does."""
+        return False
 
     def rows(self, graph: GraphBuilder, name: str, table: Weights, indices: str, *, scale: float = 1.0) -> str:
         """Rows of a table [entries, width] times ``scale``."""
@@ -78,6 +105,12 @@ class Int8:
     512 -> 2048   55 / 25      158 / 55     1296 / 342
     512 -> 32128  2973 / 1212  5422 / 1910  21957 / 6410
     ============  ===========  ===========  ============
+
+    ONNX Runtime multiplies scales that come as a vector with the input's, anew in each run, at 3 ns an output. Those
+    that come as [1, 1, out] it applies to the sums, with the bias in units of its scale; that reads and writes every
+    output once more, and so pays for few rows and for outputs that stay in the cache. A whole step of the bundled model
+    takes 0.83 of the time at one row, 0.95 at 8, 0.98 at 16, the same at 32; of a base model, whose logits are wider
+    than that, 0.90 at one row, 0.94 at 8 and the same from 32 to 96.
 
     Keys and values are kept in 8 bits too, signed, with one scale for each cache: attention over many rows waits for
     memory, and reads a quarter of it. So are embeddings, with one scale for each token: the table is the largest thing
@@ -111,12 +144,14 @@ class Int8:
         Raises:
             ExportError: the layer was never seen in calibration, or its weights or its range are not finite.
         """
-        if name not in self._calibration.inputs:
-            raise ExportError(f"{name}: got no range of its input, wanted it seen in calibration")
-        found = self._calibration.inputs[name]
+        found = self._input_range(name)
         if not (np.isfinite(found.scale) and np.isfinite(linear.weight).all()):
             raise ExportError(f"{name}: got weights or a range that are not finite, wanted finite numbers")
         levels, scales = quantise_weight(linear.weight)
+        bias = linear.bias
+        if len(scales) <= _WIDEST_SCALED_AFTER:
+            bias = None if bias is None else bias / scales
+            scales = scales[None, None]
         scale = graph.constant(found.scale, np.float32)
         zero_point = graph.constant(found.zero_point, np.uint8)
         inputs = [
@@ -126,9 +161,34 @@ class Int8:
             graph.packed_weight(f"{name}.weight_scales", scales),
             zero_point,
         ]
-        if linear.bias is not None:
-            inputs += ["", graph.weight(f"{name}.bias", linear.bias)]  # no zero points: weights are symmetric
+        if bias is not None:
+            inputs += ["", graph.weight(f"{name}.bias", bias)]  # no zero points: weights are symmetric
         return graph.op("MatMulIntegerToFloat", *inputs, output=result, domain=MICROSOFT)
+
+    def cached_linear(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, caches: Sequence[str]) -> str:
+        """[positions, in] -> int8 [positions, caches * width]: the product gives levels, which only need rounding.
+
+        Raises:
+            ExportError: as ``linear`` and ``cache_scale`` do.
+        """
+        scales = np.array([self.cache_scale(cache) for cache in caches], np.float32)
+        per_output = np.repeat(scales, len(linear.weight) // len(caches))
+        bias = None if linear.bias is None else linear.bias / per_output
+        levels = self.linear(graph, name, x, Linear(linear.weight / per_output[:, None], bias))
+        return graph.op("QuantizeLinear", levels, graph.constant(1.0, np.float32), graph.constant(0, np.int8))
+
+    def cuts_negatives(self, name: str) -> bool:
+        """Where the lowest level of its input stands for 0.
+
+        Raises:
+            ExportError: the layer was never seen in calibration.
+        """
+        return self._input_range(name).zero_point == 0
+
+    def _input_range(self, name: str) -> ActivationRange:
+        if name not in self._calibration.inputs:
+            raise ExportError(f"{name}: got no range of its input, wanted it seen in calibration")
+        return self._calibration.inputs[name]
 
     def rows(self, graph: GraphBuilder, name: str, table: Weights, indices: str, *, scale: float = 1.0) -> str:
         """Rows of a table [entries, width] times ``scale``.

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from export.contract import GraphContract, ModelDimensions, standard_encoder_contract, standard_step_contract
 from export.graphs.builder import STANDARD_OPSETS, GraphBuilder, Opsets
 from export.graphs.description import ModelDescription
-from export.graphs.flavour import PARTS, Part
+from export.graphs.flavour import PARTS
 from export.graphs.number_format import NumberFormat
 
 Padding = Literal["lengths", "masks"]
@@ -74,9 +74,9 @@ class StandardEncoderAttention:
         attended = graph.op("Attention", *parts, *self._unpadded, **self._operator)
         return graph.op("Reshape", attended, graph.constant([-1, self._width]))
 
-    def keep(self, layer: int, part: Part, memory: str) -> None:
-        """Give out keys or values: [batch, src_len, heads, head_dim]."""
-        self._graph.op("Transpose", memory, perm=[0, 2, 1, 3], output=f"cross_{part}_{layer}")
+    def keep(self, memory: str) -> None:
+        """Give out all cross-attention keys and values: [batch, src_len, 2 * layers, heads, head_dim]."""
+        self._graph.op("Transpose", memory, perm=[2, 0, 3, 1, 4], output="cross")
 
 
 class StandardStepAttention:

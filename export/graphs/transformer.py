@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
-
 from export.graphs.builder import GraphBuilder
 from export.graphs.description import Attention, EmbeddingTables, Layer, Linear, ModelDescription, Norm
 from export.graphs.flavour import PARTS, Flavour
 from export.graphs.number_format import Float32
 from export.graphs.weight_file import WeightFile
+from export.quantisation.ranges import MEMORY
 from model.config import Activation
 
 
@@ -34,15 +33,11 @@ def build_encoder(model: ModelDescription, weights: WeightFile, flavour: Flavour
         x = emit.self_attention(f"{name}.self_attention", x, layer, attend=attention.attend)
         x = emit.feed_forward(f"{name}.feed_forward", x, layer)
     x = emit.final_norm("encoder.norm", x, model.encoder_norm)
-    apart = graph.constant([2, dims.heads, dims.head_dim])
+    caches = [f"decoder.{number}.cross_attention.{part}" for number in range(dims.decoder_layers) for part in PARTS]
+    memory = flavour.numbers.cached_linear(graph, MEMORY, x, model.memory, caches=caches)
+    apart = graph.constant([len(caches), dims.heads, dims.head_dim])
     split = graph.op("Concat", graph.op("Shape", "tokens"), apart, axis=0)
-    for number, layer in enumerate(model.decoder):
-        assert layer.cross_attention is not None
-        name = f"decoder.{number}.cross_attention"
-        pair = graph.op("Reshape", emit.linear(f"{name}.key_value", x, layer.cross_attention.key_value), split)
-        for place, part in enumerate(PARTS):
-            memory = emit.cached(f"{name}.{part}", graph.op("Gather", pair, graph.constant(place), axis=2))
-            attention.keep(number, part, memory)
+    attention.keep(graph.op("Reshape", memory, split))
     return graph
 
 
@@ -99,15 +94,6 @@ class _Emitter:
         """Matrix product and bias."""
         return self._numbers.linear(self._graph, name, x, linear, result=result)
 
-    def cached(self, name: str, x: str) -> str:
-        """What a cache keeps of ``x``, the output of the projection ``name``."""
-        scale = self._numbers.cache_scale(name)
-        if scale is None:
-            return x
-        return self._graph.op(
-            "QuantizeLinear", x, self._graph.constant(scale, np.float32), self._graph.constant(0, np.int8)
-        )
-
     def self_attention(self, name: str, x: str, layer: Layer, *, attend: Callable[[str], str]) -> str:
         """The self-attention sub-layer with its residual."""
         projection = layer.self_attention.query_key_value
@@ -133,7 +119,7 @@ class _Emitter:
         """The feed-forward sub-layer with its residual."""
 
         def sublayer(y: str) -> str:
-            inner = self._activate(self.linear(f"{name}.inner", y, layer.inner))
+            inner = self._activate(self.linear(f"{name}.inner", y, layer.inner), read_by=f"{name}.outer")
             return self.linear(f"{name}.outer", inner, layer.outer)
 
         return self._residual(name, x, layer.feed_forward_norm, sublayer)
@@ -152,10 +138,10 @@ class _Emitter:
         bias = self._graph.weight(f"{name}.bias", norm.bias)
         return self._graph.op("LayerNormalization", x, gain, bias, axis=-1, epsilon=norm.epsilon)
 
-    def _activate(self, x: str) -> str:
+    def _activate(self, x: str, *, read_by: str) -> str:
         match self._activation:
             case Activation.RELU:
-                return self._graph.op("Relu", x)
+                return x if self._numbers.cuts_negatives(read_by) else self._graph.op("Relu", x)
             case Activation.GELU:
                 return self._graph.op("Gelu", x)
             case Activation.SWISH:

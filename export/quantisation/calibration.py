@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.errors import ExportError
-from export.quantisation.ranges import Calibration, Histogram
+from export.quantisation.ranges import MEMORY, Calibration, Histogram
 from model.transformer import Transformer
 
 _Sentence = tuple[Sequence[int], Sequence[int]]
@@ -27,11 +27,9 @@ class _Tensor(NamedTuple):
 
 _Watch = Callable[[_Tensor, NDArray[np.float32]], None]
 # The graphs compute projections of one input together; their input is measured at one of them.
-_TOGETHER = {
-    "self_attention.query": "self_attention.query_key_value",
-    "cross_attention.key": "cross_attention.key_value",
-}
-_LEFT_OUT = ("self_attention.key", "self_attention.value", "cross_attention.value")
+_TOGETHER = {"self_attention.query": "self_attention.query_key_value"}
+_LEFT_OUT = ("self_attention.key", "self_attention.value", "cross_attention.key", "cross_attention.value")
+_OF_MEMORY = "decoder.0.cross_attention.key"
 _CACHED = tuple(f"{attention}_attention.{part}" for attention in ("self", "cross") for part in ("key", "value"))
 
 
@@ -105,6 +103,8 @@ def _watched(model: Transformer, watch: _Watch) -> Iterator[None]:
 def _watched_tensors(name: str) -> Iterator[_Tensor]:
     """What there is to watch at a matrix product of the model."""
     kind = ".".join(name.split(".")[-2:])
+    if name == _OF_MEMORY:
+        yield _Tensor(MEMORY, "input")
     if kind not in _LEFT_OUT:
         yield _Tensor(name.removesuffix(kind) + _TOGETHER.get(kind, kind), "input")
     if name.startswith("decoder.") and kind in _CACHED:

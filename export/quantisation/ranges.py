@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+MEMORY = "decoder.cross_attention.key_value"
+"""The one product, at the encoder's end, whose output is every decoder layer's cross-attention keys and values."""
+
 _LARGEST_LEVEL = 255
 _LARGEST_CACHE_LEVEL = 127
 _SMALLEST_WIDTH = 1e-30

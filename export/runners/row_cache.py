@@ -17,6 +17,8 @@ from export.runners.protocol import FloatArray, IntArray, ShapeError
 Values = NDArray[Any]
 """Keys or values, in the dtype that the model's graphs keep them in."""
 
+_STEPS_PUT_OFF = 256
+
 
 class RowCaches:
     """Self-attention and cross-attention caches of all decoder layers.
@@ -46,6 +48,7 @@ class RowCaches:
         self._entries: IntArray = np.zeros((rows, target_capacity), np.int64)
         self._entries_written = 1
         self._numbers: IntArray = np.arange(rows)
+        self._steps: list[Sequence[int]] = []  # entries that have no number yet: only a move asks for them
 
     @property
     def cache_bytes(self) -> int:
@@ -56,24 +59,31 @@ class RowCaches:
         """Write what the encoder gave for a batch of sources, each as far as it is long.
 
         Args:
-            memory: for each buffer [batch, heads, src_len, head_dim], then for each [batch, 1, heads * head_dim].
+            memory: for ``cross`` [2 * layers, batch, heads, src_len, head_dim]; for ``cross_last`` [2 * layers, batch,
+                1, heads * head_dim].
             lengths: int64 [batch].
             rows: int64 [batch], the row of each source.
         """
+        cross, self.cross_last[:, rows] = memory
         for place, (row, length) in enumerate(zip(rows.tolist(), lengths.tolist(), strict=True)):
-            for buffer, values in zip(self.cross, memory[: len(self.cross)], strict=True):
-                buffer[row, :, :length] = values[place, :, :length]
-            for buffer, values in zip(self.cross_last, memory[len(self.cross) :], strict=True):
-                buffer[row] = values[place]
-            self._sources_written += 1
-            self._sources[row] = self._sources_written
-            self.source_lengths[row] = length
+            self.cross[:, row, :, :length] = cross[:, place, :, :length]
+        self._sources[rows] = np.arange(1, len(rows) + 1) + self._sources_written
+        self._sources_written += len(rows)
+        self.source_lengths[rows] = lengths
 
-    def write_step(self, positions: IntArray) -> None:
-        """Take note that a step writes each live row's entry at its position: int64 [rows]."""
-        rows = self._numbers[: len(positions)]
-        self._entries[rows, positions] = rows + self._entries_written
-        self._entries_written += len(positions)
+    def write_step(self, positions: Sequence[int]) -> None:
+        """Take note that a step writes each live row's entry at its position."""
+        self._steps.append(positions)
+        if len(self._steps) == _STEPS_PUT_OFF:
+            self._number_entries()
+
+    def _number_entries(self) -> None:
+        """Give every entry that was written since the last time its number."""
+        for positions in self._steps:
+            rows = self._numbers[: len(positions)]
+            self._entries[rows, positions] = rows + self._entries_written
+            self._entries_written += len(positions)
+        self._steps.clear()
 
     def move(self, parents: IntArray, *, positions: IntArray) -> None:
         """Let each row continue the caches of its parent.
@@ -84,6 +94,7 @@ class RowCaches:
             parents: int64 [rows], any mapping.
             positions: int64 [rows], tokens that each row takes over from its parent.
         """
+        self._number_entries()
         sources = self._sources[parents]
         source_lengths = self.source_lengths[parents]
         moved = np.flatnonzero(parents != np.arange(len(parents)))
@@ -101,15 +112,16 @@ class RowCaches:
         self._sources[: len(parents)] = sources
         self.source_lengths[: len(parents)] = source_lengths
 
-    def check_live(self, rows: int) -> None:
-        """Hold that each of the first ``rows`` rows has a source.
+    def longest_source(self, rows: int) -> int:
+        """Tokens of the longest source of the first ``rows`` rows.
 
         Raises:
-            ShapeError: one has none.
+            ShapeError: one of these rows has no source.
         """
-        if self.source_lengths[:rows].min() < 1:
-            empty = int(self.source_lengths[:rows].argmin())
-            raise ShapeError(f"rows: got row {empty} without a source, wanted every live row encoded")
+        lengths: list[int] = self.source_lengths[:rows].tolist()
+        if 0 in lengths:
+            raise ShapeError(f"rows: got row {lengths.index(0)} without a source, wanted every live row encoded")
+        return max(lengths)
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Values:

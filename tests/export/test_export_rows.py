@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from export.bundle import Bundle
+from export.runners import row_cache
 from export.runners.ort_cpu import OrtCpuRunner
 from export.runners.protocol import IntArray, RunnerError, ShapeError
 from export.runners.row_cache import RowCaches
@@ -73,16 +74,18 @@ def test_a_reorder_within_one_source_leaves_cross_attention_where_it_is(tiny_bun
     caches = RowCaches(
         tiny_bundle.manifest.dims, rows=3, source_capacity=4, target_capacity=4, dtype=np.dtype(np.float32)
     )
-    memory = [np.full((1, 4, 2, 8), buffer + 1.0, np.float32) for buffer in range(len(caches.cross))]
-    memory += [np.full((1, 1, 32), -buffer - 1.0, np.float32) for buffer in range(len(caches.cross))]
-    caches.write_sources(memory, lengths=np.array([2]), rows=np.array([0]))
+    of_buffer = np.arange(1.0, len(caches.cross) + 1, dtype=np.float32)[:, None, None, None]
+    memory = of_buffer[..., None] * np.ones((1, 1, 4, 2, 8), np.float32)
+    caches.write_sources(
+        [memory, -of_buffer * np.ones((1, 1, 1, 32), np.float32)], lengths=np.array([2]), rows=np.array([0])
+    )
     caches.move(np.array([0, 0]), positions=np.array([0, 0]))
     assert caches.source_lengths.tolist() == [2, 2, 0]
     assert np.array_equal(caches.cross[:, 1, :, :2], caches.cross[:, 0, :, :2])
     assert (caches.cross_last[:, :2, 0] == -1.0 - np.arange(len(caches.cross))[:, None, None]).all()
 
     for position in range(3):
-        caches.write_step(np.array([position, position]))
+        caches.write_step([position, position])
     caches.own[:, 0], caches.own[:, 1] = 10.0, 20.0
     caches.cross[:, 1] = -1.0  # would be overwritten if the rows of one source were moved
     caches.move(np.array([1, 0]), positions=np.array([3, 2]))
@@ -92,17 +95,21 @@ def test_a_reorder_within_one_source_leaves_cross_attention_where_it_is(tiny_bun
     assert (caches.own[:, 1, :, :2] == 10.0).all()
 
 
-def test_hypotheses_of_one_search_move_from_the_place_where_they_part(tiny_bundle: Bundle) -> None:
+@pytest.mark.parametrize("put_off", [1, 3, 256])
+def test_hypotheses_of_one_search_move_from_the_place_where_they_part(
+    put_off: int, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_cache, "_STEPS_PUT_OFF", put_off)
     dims = tiny_bundle.manifest.dims
     caches = RowCaches(dims, rows=3, source_capacity=4, target_capacity=8, dtype=np.dtype(np.float32))
-    memory = [np.ones((1, 4, 2, 8), np.float32)] * 4 + [np.ones((1, 1, 32), np.float32)] * 4
+    memory = [np.ones((4, 1, 4, 2, 8), np.float32), np.ones((4, 1, 1, 32), np.float32)]
     caches.write_sources(memory, lengths=np.array([2]), rows=np.array([0]))
 
     def write(*values: float) -> None:
         place = next(places)
         for row, value in enumerate(values):
             caches.own[:, row, :, place] = value
-        caches.write_step(np.full(len(values), place))
+        caches.write_step([place] * len(values))
 
     places = itertools.count()
     write(1.0)

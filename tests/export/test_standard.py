@@ -63,10 +63,9 @@ class StandardGraphs:
         self.logits = np.zeros((rows, dims.padded_target_vocab), np.float32)
 
     def encode(self, *, sources: IntArray, lengths: IntArray, rows: IntArray) -> None:
-        outputs = run_graph(self._encoder, {"tokens": sources, "lengths": lengths})
-        for cache, memory in zip(self.cross, outputs, strict=True):
-            for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-                cache[row, :, :length] = memory[place, :, :length]
+        (memory,) = run_graph(self._encoder, {"tokens": sources, "lengths": lengths})
+        for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            self.cross[:, row, :, :length] = memory[:, place, :, :length]
         self._lengths[rows] = lengths
 
     def step(self, *, tokens: IntArray, positions: IntArray) -> None:
