@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,14 +78,12 @@ class OrtCpuRunner:
             target_capacity=manifest.max_output_tokens,
             dtype=contract.cache_dtype(self.precision),
         )
-        self._selectable = np.zeros(dims.padded_target_vocab, np.bool_)
-        self._selectable[: dims.target_vocab] = True
-        self._selectable[list(manifest.suppressed_ids)] = False
+        self._barred = frozenset((*manifest.suppressed_ids, *range(dims.target_vocab, dims.padded_target_vocab)))
         self.limits = RunnerLimits(
             max_rows=max_rows,
             max_source_tokens=manifest.max_source_tokens,
             max_output_tokens=manifest.max_output_tokens,
-            max_candidates=min(max_candidates, int(self._selectable.sum())),
+            max_candidates=min(max_candidates, dims.padded_target_vocab - len(self._barred)),
             cache_bytes=self._caches.cache_bytes,
         )
         self._tokens = np.zeros(max_rows, np.int64)
@@ -144,9 +143,9 @@ class OrtCpuRunner:
         contract.ROWS.check(rows, {"batch": batch})
         _check_size("batch", batch, self.limits.max_rows)
         _check_size("src_len", src_len, self.limits.max_source_tokens)
-        _check_range("sources", sources, 0, self._dims.source_vocab)
-        _check_range("lengths", lengths, 1, src_len + 1)
-        _check_range("rows", rows, 0, self.limits.max_rows)
+        _check_range("sources", sources.ravel().tolist(), 0, self._dims.source_vocab)
+        _check_range("lengths", lengths.tolist(), 1, src_len + 1)
+        _check_range("rows", rows.tolist(), 0, self.limits.max_rows)
         memory = run_graph(self._encoder, {"tokens": sources, "lengths": lengths.astype(np.int32)})
         self._caches.write_sources(memory, lengths=lengths, rows=rows)
 
@@ -170,18 +169,18 @@ class OrtCpuRunner:
         rows = len(tokens)
         contract.POSITIONS.check(positions, {"rows": rows})
         _check_size("rows", rows, self.limits.max_rows)
-        _check_range("tokens", tokens, 0, self._dims.target_vocab)
-        _check_range("positions", positions, 0, self.limits.max_output_tokens)
+        places = positions.tolist()
+        _check_range("tokens", tokens.tolist(), 0, self._dims.target_vocab)
+        _check_range("positions", places, 0, self.limits.max_output_tokens)
         if parents is not None:
             contract.PARENTS.check(parents, {"rows": rows})
-            _check_range("parents", parents, 0, self.limits.max_rows)
+            _check_range("parents", parents.tolist(), 0, self.limits.max_rows)
             self._caches.move(parents, positions=positions)
-        self._caches.check_live(rows)
-        self._caches.write_step(positions)
+        self._longest_source[0] = self._caches.longest_source(rows)
+        self._caches.write_step(places)
         self._tokens[:rows] = tokens
         self._positions[:rows] = positions
-        self._longest_target[0] = positions.max() + 1
-        self._longest_source[0] = self._caches.source_lengths[:rows].max()
+        self._longest_target[0] = max(places) + 1
         self._rows = 0
         self._step[alone].run(rows, lambda: self._step_buffers(rows))
         self._rows = rows
@@ -191,7 +190,7 @@ class OrtCpuRunner:
         rows = self._stepped_rows()
         # One pass of numpy takes half the time of the graph; what it finds stands, unless it must not be selected.
         best: IntArray = self._logits[:rows].argmax(axis=1)
-        if self._selectable[best].all():
+        if self._barred.isdisjoint(best.tolist()):
             return best
         ids = self._ids[:rows]
         self._argmax.run(rows, lambda: ({"logits": self._logits[:rows]}, {"ids": ids}))
@@ -266,8 +265,7 @@ def _check_size(name: str, got: int, largest: int) -> None:
         raise ShapeError(f"{name}: got {got}, wanted 1 to {largest}")
 
 
-def _check_range(name: str, values: IntArray, first: int, end: int) -> None:
-    # As unsigned numbers, negative ones are the largest: one pass instead of two.
-    if (values - first if first else values).view(np.uint64).max() >= end - first:
-        smallest, largest = int(values.min()), int(values.max())
+def _check_range(name: str, values: Sequence[int], first: int, end: int) -> None:
+    smallest, largest = min(values), max(values)
+    if smallest < first or largest >= end:
         raise ShapeError(f"{name}: got {smallest if smallest < first else largest}, wanted {first} to {end - 1}")
