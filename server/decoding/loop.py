@@ -68,9 +68,11 @@ class DecodeLoop:
                 live rows. A longer source joins alone.
         """
         self._limits = runners[0].limits
+        lock = threading.RLock()
         self._shared = Shared(
             queue=waiting_queue(order),
-            changed=threading.Condition(),
+            lock=lock,
+            rested=threading.Condition(lock),
             delivery=Delivery(),
             throughput=ThroughputEstimate(max_rows=len(runners) * self._limits.max_rows),
             observer=observer or SilentObserver(),
@@ -113,25 +115,26 @@ class DecodeLoop:
         for sequence in sequences:
             check_fits(sequence, self._limits)
         shared = self._shared
-        with shared.changed:
+        with shared.lock:
             now = shared.clock()
             if self._draining:
                 raise LoopClosed("the loop is draining", retry_after_s=DEFAULT_RETRY_AFTER_S)
             free_rows = sum(self._limits.max_rows - worker.used_rows for worker in shared.workers)
             self._admission.check(sequences, queue=shared.queue, free_rows=free_rows, now=now)
-            for worker in shared.workers:
-                if not worker.has_work:
-                    worker.last_round_at = now
+            resting = [worker for worker in shared.workers if not worker.has_work]
             for sequence in sequences:
                 sequence.submitted_at = now
             shared.delivery.open(sequences)
             shared.queue.add(sequences)
             shared.observer.queue_changed(self.queue_depth)
-            shared.changed.notify_all()
+            for worker in resting:
+                worker.last_round_at = now
+                if worker.has_work:
+                    worker.wake()
 
     def drain(self) -> None:
         """Refuse new work from now on; what was accepted is finished."""
-        with self._shared.changed:
+        with self._shared.lock:
             self._draining = True
 
     def close(self, *, timeout_s: float) -> bool:
@@ -142,17 +145,18 @@ class DecodeLoop:
         """
         self.drain()
         shared = self._shared
-        with shared.changed:
+        with shared.lock:
             if self._threads:
-                shared.changed.wait_for(lambda: shared.delivery.all_ended, timeout_s)
+                shared.rested.wait_for(lambda: shared.delivery.all_ended, timeout_s)
             self._stopping = True
-            shared.changed.notify_all()
+            for worker in shared.workers:
+                worker.wake()
         # From here, not from a worker's thread: that one may be stuck in a device that never answers.
         given_up = shared.delivery.finish_all(Outcome.CANCELLED)
         end = time.monotonic() + _JOIN_TIMEOUT_S
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
-        with shared.changed:
+        with shared.lock:
             shared.queue.remove(lambda _: True)
             for worker in shared.workers:
                 worker.clear()

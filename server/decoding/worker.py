@@ -29,7 +29,8 @@ class Shared:
 
     Attributes:
         queue: sequences that wait.
-        changed: guards the queue, and is told of new work, of the end of all work and of the stop.
+        lock: guards the queue, and what workers are told.
+        rested: whoever waits for the end of all work is told that a worker has no more.
         workers: all of them.
         delivery: knows which sequences still owe their owner an end.
         throughput: how fast rows become free.
@@ -39,7 +40,8 @@ class Shared:
     """
 
     queue: WaitingQueue
-    changed: threading.Condition
+    lock: threading.RLock
+    rested: threading.Condition
     delivery: Delivery
     throughput: ThroughputEstimate
     observer: Observer
@@ -60,6 +62,7 @@ class Worker:
         """Join the workers, idle; this one is the runner's only user."""
         self.last_round_at = shared.clock()
         self._number = len(shared.workers)
+        self._woken = threading.Condition(shared.lock)
         shared.workers.append(self)
         self._runner = runner
         self._shared = shared
@@ -94,13 +97,17 @@ class Worker:
         """Forget what runs; its owners have been told."""
         self._scheduler.running = []
 
+    def wake(self) -> None:
+        """End its sleep; it looks for itself whether there is work. Its caller holds the lock."""
+        self._woken.notify()
+
     def turn(self, stopping: Callable[[], bool]) -> None:
         """Run rounds while there is work, sleep while there is none, until ``stopping``."""
-        changed, crew = self._shared.changed, self._shared.crew
+        shared, crew = self._shared, self._shared.crew
         while True:
-            with changed:
-                changed.notify_all()  # whoever closes the loop waits for the last sequence
-                changed.wait_for(lambda: self.has_work or stopping())
+            with shared.lock:
+                shared.rested.notify_all()
+                self._woken.wait_for(lambda: self.has_work or stopping())
             if stopping():
                 return
             crew.begin()
@@ -125,7 +132,7 @@ class Worker:
             _log.exception("a decoding round failed")
             self._fail()
         self.last_round_at = shared.clock()
-        with shared.changed:
+        with shared.lock:
             at_work = sum(bool(worker.active_sequences) for worker in shared.workers if worker is not self) + 1
             seconds = (self.last_round_at - started_at) / at_work
             shared.throughput.round_ended(freed_rows=freed_rows, seconds=seconds)
@@ -143,7 +150,7 @@ class Worker:
     def _schedule(self, now: float) -> Placement | None:
         """Drop what was given up, admit and encode what fits; None where nothing is left to decode."""
         shared, scheduler = self._shared, self._scheduler
-        with shared.changed:
+        with shared.lock:
             given_up = self._give_up(now)
             self._taken = [*(running.sequence for running in scheduler.running), *(gone[0] for gone in given_up)]
             admitted = scheduler.admit(now, share=self._share()) if shared.queue.rows else []
@@ -237,7 +244,7 @@ class Worker:
                     leaving.append((running, Result(Outcome.FINISHED, running.search.hypotheses())))
         # Rows and gauges first, so that whoever gets a result finds its rows free.
         if leaving:
-            with shared.changed:
+            with shared.lock:
                 self._scheduler.running = staying
                 shared.observer.active_changed(shared.active_sequences)
         for running, result in leaving:
@@ -260,7 +267,7 @@ class Worker:
         """End what was in flight when a round failed; the rest goes on. With nothing in flight, the queue goes."""
         shared = self._shared
         self._failed_rounds += 1
-        with shared.changed:
+        with shared.lock:
             lost: Items[Sequence] = shared.delivery.open_among(self._taken)
             self._scheduler.running = []
             if not lost:

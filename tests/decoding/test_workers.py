@@ -134,9 +134,9 @@ def test_gauges_are_told_of_one_change_after_the_other() -> None:
 
     def is_locked() -> bool:
         with ThreadPoolExecutor(1) as pool:
-            return pool.submit(cannot_take, loop._shared.changed).result(LONG_S)
+            return pool.submit(cannot_take, loop._shared.lock).result(LONG_S)
 
-    def cannot_take(lock: threading.Condition) -> bool:
+    def cannot_take(lock: threading.RLock) -> bool:
         taken = lock.acquire(blocking=False)
         if taken:
             lock.release()
