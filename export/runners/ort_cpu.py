@@ -174,8 +174,9 @@ class OrtCpuRunner:
         _check_range("positions", places, 0, self.limits.max_output_tokens)
         if parents is not None:
             contract.PARENTS.check(parents, {"rows": rows})
-            _check_range("parents", parents.tolist(), 0, self.limits.max_rows)
-            self._caches.move(parents, positions=positions)
+            origins = parents.tolist()
+            _check_range("parents", origins, 0, self.limits.max_rows)
+            self._caches.move(origins, positions=places)
         self._longest_source[0] = self._caches.longest_source(rows)
         self._caches.write_step(places)
         self._tokens[:rows] = tokens

@@ -43,7 +43,7 @@ class RowCaches:
         self.cross_last: FloatArray = np.zeros((buffers, rows, 1, dims.attention_width), np.float32)
         self.source_lengths: NDArray[np.int32] = np.zeros(rows, np.int32)
         # What a row holds, and each place of it: a number of its own for every source and every entry ever written.
-        self._sources: IntArray = np.zeros(rows, np.int64)
+        self._sources = [0] * rows
         self._sources_written = 0
         self._entries: IntArray = np.zeros((rows, target_capacity), np.int64)
         self._entries_written = 1
@@ -67,8 +67,8 @@ class RowCaches:
         cross, self.cross_last[:, rows] = memory
         for place, (row, length) in enumerate(zip(rows.tolist(), lengths.tolist(), strict=True)):
             self.cross[:, row, :, :length] = cross[:, place, :, :length]
-        self._sources[rows] = np.arange(1, len(rows) + 1) + self._sources_written
-        self._sources_written += len(rows)
+            self._sources_written += 1
+            self._sources[row] = self._sources_written
         self.source_lengths[rows] = lengths
 
     def write_step(self, positions: Sequence[int]) -> None:
@@ -85,32 +85,40 @@ class RowCaches:
             self._entries_written += len(positions)
         self._steps.clear()
 
-    def move(self, parents: IntArray, *, positions: IntArray) -> None:
+    def move(self, parents: Sequence[int], *, positions: Sequence[int]) -> None:
         """Let each row continue the caches of its parent.
 
         Hypotheses of one search differ in their last few places only: no more of them is copied.
 
         Args:
-            parents: int64 [rows], any mapping.
-            positions: int64 [rows], tokens that each row takes over from its parent.
+            parents: of each row, any mapping.
+            positions: tokens that each row takes over from its parent.
         """
         self._number_entries()
-        sources = self._sources[parents]
-        source_lengths = self.source_lengths[parents]
-        moved = np.flatnonzero(parents != np.arange(len(parents)))
-        longest = int(positions[moved].max(initial=1))
-        entries = self._entries[parents[moved], :longest]
-        differs = entries != self._entries[moved, :longest]
-        differs &= np.arange(longest) < positions[moved, None]
-        changed = differs.any(axis=1)
-        starts, targets = differs[changed].argmax(axis=1), moved[changed]
-        _move_rows(self.own, targets, parents[targets], starts, positions[targets])
-        self._entries[moved, :longest] = entries
-        moved = np.flatnonzero(sources != self._sources[: len(parents)])
-        _move_rows(self.cross, moved, parents[moved], np.zeros_like(moved), source_lengths[moved])
-        self.cross_last[:, moved] = self.cross_last[:, parents[moved]]
-        self._sources[: len(parents)] = sources
-        self.source_lengths[: len(parents)] = source_lengths
+        rows = [row for row, parent in enumerate(parents) if parent != row]
+        origins, ends = [parents[row] for row in rows], [positions[row] for row in rows]
+        longest = max(ends, default=0)
+        if longest:
+            entries = self._entries[origins, :longest]
+            differs = entries != self._entries[rows, :longest]
+            starts, changed = differs.argmax(axis=1).tolist(), differs.any(axis=1).tolist()
+            moves = zip(rows, origins, starts, ends, strict=True)
+            _move_rows(self.own, [move for move, differ in zip(moves, changed, strict=True) if differ])
+            self._entries[rows, :longest] = entries
+        held = self._sources
+        self._move_sources([move for move in zip(rows, origins, strict=True) if held[move[0]] != held[move[1]]])
+
+    def _move_sources(self, moves: Sequence[tuple[int, int]]) -> None:
+        """Copy the sources of some rows, each (to, from), all at once in effect."""
+        if not moves:
+            return
+        rows, origins = map(list, zip(*moves, strict=True))
+        lengths = self.source_lengths[origins]
+        _move_rows(self.cross, [(*move, 0, length) for move, length in zip(moves, lengths.tolist(), strict=True)])
+        self.cross_last[:, rows] = self.cross_last[:, origins]
+        self.source_lengths[rows] = lengths
+        for row, source in zip(rows, [self._sources[origin] for origin in origins], strict=True):
+            self._sources[row] = source
 
     def longest_source(self, rows: int) -> int:
         """Tokens of the longest source of the first ``rows`` rows.
@@ -138,13 +146,13 @@ def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Values:
     return np.frombuffer(memory, dtype).reshape(shape)
 
 
-def _move_rows(buffer: Values, targets: IntArray, parents: IntArray, starts: IntArray, ends: NDArray[Any]) -> None:
-    """Copy places ``starts`` to ``ends`` of rows ``parents`` to rows ``targets``, all at once in effect."""
-    overwritten = set(targets.tolist())
-    moves = []
-    for target, parent, *places in zip(*(each.tolist() for each in (targets, parents, starts, ends)), strict=True):
-        content = buffer[:, parent, :, slice(*places)]
+def _move_rows(buffer: Values, moves: Sequence[tuple[int, int, int, int]]) -> None:
+    """Copy a part of some rows, each (to, from, first place, end), all at once in effect."""
+    overwritten = {row for row, *_ in moves}
+    contents = []
+    for _, origin, start, end in moves:
+        content = buffer[:, origin, :, start:end]
         # A row that is itself overwritten is set aside before anything is written.
-        moves.append((target, places, content.copy() if parent in overwritten else content))
-    for target, places, content in moves:
-        buffer[:, target, :, slice(*places)] = content
+        contents.append(content.copy() if origin in overwritten else content)
+    for (row, _, start, end), content in zip(moves, contents, strict=True):
+        buffer[:, row, :, start:end] = content

@@ -31,16 +31,16 @@ class GreedySearch:
 
     def advance(self, ids: Items[Items[int]], log_probs: Items[Items[float]] | None) -> Continuations:
         """Append the best token that may be chosen, or the forced one, as ``Search.advance`` says."""
-        place, options = len(self._tokens), self._options
+        place, best = len(self._tokens), ids[0]
         if self._forced and place in self._forced:
             return self._append(self._forced[place], ended=FinishReason.MAX_TOKENS)
-        rank = 1 if place < options.min_output_tokens and ids[0][0] == self._end_id else 0
+        rank = 1 if best[0] == self._end_id and place < self._options.min_output_tokens else 0
         if log_probs is not None:
             log_prob = log_probs[0][rank]
             if not log_prob > float("-inf"):
                 raise SearchError(f"log-prob of the best token: got {log_prob}, wanted a finite number")
             self._log_prob += log_prob
-        return self._append(ids[0][rank], ended=FinishReason.END_TOKEN)
+        return self._append(best[rank], ended=FinishReason.END_TOKEN)
 
     def _append(self, token: int, *, ended: FinishReason) -> Continuations:
         """Take ``token``; where it is the end token, ``ended`` is why."""
@@ -48,10 +48,11 @@ class GreedySearch:
             self._finish_reason = ended
             return Continuations((), ())
         self._tokens.append(token)
+        final = (token,)
         if len(self._tokens) == self._options.max_output_tokens:
             self._finish_reason = FinishReason.MAX_TOKENS
-            return Continuations((), (), final=(token,))
-        return Continuations((0,), (token,), final=(token,))
+            return Continuations((), (), final)
+        return Continuations((0,), final, final)
 
     def hypotheses(self) -> tuple[Hypothesis, ...]:
         """The one output; its score is the plain sum of log-probs."""

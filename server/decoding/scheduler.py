@@ -42,15 +42,16 @@ class Running:
 
     sequence: Sequence
     search: Search
-    tokens: list[int]
+    tokens: Items[int]
     parents: list[int] = field(default_factory=lambda: [NEW])
     position: int = 0
     rows: list[int] = field(default_factory=list)
 
     def go_on(self, continuations: Continuations) -> None:
         """Take over the hypotheses that a step has chosen."""
-        self.parents = [self.rows[parent] for parent in continuations.parents]
-        self.tokens = list(continuations.tokens)
+        rows = self.rows
+        self.parents = [rows[parent] for parent in continuations.parents]
+        self.tokens = continuations.tokens
         self.position += 1
 
 
@@ -125,20 +126,27 @@ class Scheduler:
         """Give every live hypothesis its row for the next step."""
         parents = [parent for running in self.running for parent in running.parents]
         rows = assign_rows(parents)
-        start = 0
-        for running in self.running:
-            end = start + len(running.parents)
-            running.rows = rows[start:end]
-            start = end
-        order = np.array(rows, dtype=np.int64)
-        tokens, positions = (np.empty(len(rows), dtype=np.int64) for _ in range(2))
-        tokens[order] = [token for running in self.running for token in running.tokens]
-        positions[order] = [running.position for running in self.running for _ in running.tokens]
-        if all(parent in (row, NEW) for row, parent in zip(rows, parents, strict=True)):
+        if rows == parents:  # as in nearly every round
+            for running in self.running:
+                running.rows = running.parents
+        else:
+            left = iter(rows)
+            for running in self.running:
+                running.rows = [next(left) for _ in running.parents]
+        tokens = _by_row(rows, [token for running in self.running for token in running.tokens])
+        positions = _by_row(rows, [running.position for running in self.running for _ in running.tokens])
+        if rows == parents or all(parent in (row, NEW) for row, parent in zip(rows, parents, strict=True)):
             return Placement(tokens, positions, None)
-        by_row = np.empty_like(order)
-        by_row[order] = [row if parent == NEW else parent for row, parent in zip(rows, parents, strict=True)]
-        return Placement(tokens, positions, by_row)
+        old = [row if parent == NEW else parent for row, parent in zip(rows, parents, strict=True)]
+        return Placement(tokens, positions, _by_row(rows, old))
+
+
+def _by_row(rows: Items[int], values: Items[int]) -> IntArray:
+    """``values`` [n], each at its row: int64 [n]."""
+    placed = [0] * len(rows)
+    for row, value in zip(rows, values, strict=True):
+        placed[row] = value
+    return np.array(placed, np.int64)
 
 
 def encoder_batches(begun: Iterable[Running]) -> list[list[Running]]:

@@ -175,19 +175,16 @@ class Worker:
     def _give_up(self, now: float) -> list[tuple[Sequence, Outcome, Stage]]:
         """Take out of the queue and of what runs whatever was cancelled or has passed its deadline."""
         queue, scheduler = self._shared.queue, self._scheduler
-        gone: list[tuple[Sequence, Outcome, Stage]] = [
-            (sequence, outcome, "queued") for sequence in queue if (outcome := sequence.given_up(now))
-        ]
+        gone: list[tuple[Sequence, Outcome, Stage]] = []
+        if queue.rows:
+            gone = [(sequence, outcome, "queued") for sequence in queue if (outcome := sequence.given_up(now))]
         if gone:
             leaving = {sequence for sequence, _, _ in gone}
             queue.remove(leaving.__contains__)
-        staying: list[Running] = []
-        for running in scheduler.running:
-            if outcome := running.sequence.given_up(now):
-                gone.append((running.sequence, outcome, "decoding"))
-            else:
-                staying.append(running)
-        scheduler.running = staying
+        left = {running: outcome for running in scheduler.running if (outcome := running.sequence.given_up(now))}
+        if left:
+            gone += [(running.sequence, outcome, "decoding") for running, outcome in left.items()]
+            scheduler.running = [running for running in scheduler.running if running not in left]
         return gone
 
     def _encode(self, batch: list[Running]) -> None:
@@ -207,7 +204,7 @@ class Worker:
             parents=placement.parents,
             alone=self._shared.crew.alone,
         )
-        k = max(running.search.candidates_needed for running in self._scheduler.running)
+        k = max([running.search.candidates_needed for running in self._scheduler.running])
         ids: IntArray
         log_probs: FloatArray | None
         if k == 0:
@@ -227,21 +224,20 @@ class Worker:
         leaving: list[tuple[Running, Result]] = []
         for running in self._scheduler.running:
             rows = running.rows
+            scores = None if log_probs_of is None else [log_probs_of[row] for row in rows]
             try:
-                chosen = running.search.advance(
-                    [ids_of[row] for row in rows],
-                    None if log_probs_of is None else [log_probs_of[row] for row in rows],
-                )
+                chosen = running.search.advance([ids_of[row] for row in rows], scores)
             except Exception:
                 _log.exception("a search failed")
                 leaving.append((running, Result(Outcome.FAILED)))
-            else:
+                continue
+            if running.sequence.on_tokens is not None:
                 shared.delivery.tokens(running.sequence, chosen.final)
-                if chosen.tokens:
-                    running.go_on(chosen)
-                    staying.append(running)
-                else:
-                    leaving.append((running, Result(Outcome.FINISHED, running.search.hypotheses())))
+            if chosen.tokens:
+                running.go_on(chosen)
+                staying.append(running)
+            else:
+                leaving.append((running, Result(Outcome.FINISHED, running.search.hypotheses())))
         # Rows and gauges first, so that whoever gets a result finds its rows free.
         if leaving:
             with shared.lock:
@@ -253,14 +249,12 @@ class Worker:
 
     def _observe_tokens(self) -> None:
         now = self._shared.clock()
-        continued = 0
-        for running in self._scheduler.running:
-            if running.position:
-                continued += 1
-            else:
-                self._shared.observer.first_token(now - running.sequence.submitted_at)
-        if continued:
-            self._shared.observer.inter_token(now - self._last_step_at, continued)
+        running = self._scheduler.running
+        first = [each.sequence for each in running if not each.position]
+        for sequence in first:
+            self._shared.observer.first_token(now - sequence.submitted_at)
+        if len(first) < len(running):
+            self._shared.observer.inter_token(now - self._last_step_at, len(running) - len(first))
         self._last_step_at = now
 
     def _fail(self) -> None:

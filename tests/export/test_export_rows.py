@@ -79,7 +79,7 @@ def test_a_reorder_within_one_source_leaves_cross_attention_where_it_is(tiny_bun
     caches.write_sources(
         [memory, -of_buffer * np.ones((1, 1, 1, 32), np.float32)], lengths=np.array([2]), rows=np.array([0])
     )
-    caches.move(np.array([0, 0]), positions=np.array([0, 0]))
+    caches.move([0, 0], positions=[0, 0])
     assert caches.source_lengths.tolist() == [2, 2, 0]
     assert np.array_equal(caches.cross[:, 1, :, :2], caches.cross[:, 0, :, :2])
     assert (caches.cross_last[:, :2, 0] == -1.0 - np.arange(len(caches.cross))[:, None, None]).all()
@@ -88,7 +88,7 @@ def test_a_reorder_within_one_source_leaves_cross_attention_where_it_is(tiny_bun
         caches.write_step([position, position])
     caches.own[:, 0], caches.own[:, 1] = 10.0, 20.0
     caches.cross[:, 1] = -1.0  # would be overwritten if the rows of one source were moved
-    caches.move(np.array([1, 0]), positions=np.array([3, 2]))
+    caches.move([1, 0], positions=[3, 2])
     assert (caches.cross[:, 1] == -1.0).all()
     assert (caches.own[:, 0, :, :3] == 20.0).all()
     assert (caches.own[:, 0, :, 3:] == 10.0).all(), "only the used length is moved"
@@ -114,15 +114,15 @@ def test_hypotheses_of_one_search_move_from_the_place_where_they_part(
     places = itertools.count()
     write(1.0)
     write(2.0)
-    caches.move(np.array([0, 0]), positions=np.array([2, 2]))
+    caches.move([0, 0], positions=[2, 2])
     write(3.0, 4.0)  # here they part
     write(5.0, 6.0)
     caches.own[:, :, :, 0] = -1.0  # common to both: would be overwritten if it were moved
     caches.own[:, 0, :, 0] = -2.0
-    caches.move(np.array([1, 0]), positions=np.array([4, 4]))
+    caches.move([1, 0], positions=[4, 4])
     assert caches.own[0, 0, 0, :4, 0].tolist() == [-2.0, 2.0, 4.0, 6.0]
     assert caches.own[0, 1, 0, :4, 0].tolist() == [-1.0, 2.0, 3.0, 5.0]
-    caches.move(np.array([1, 1, 0]), positions=np.array([4, 4, 4]))
+    caches.move([1, 1, 0], positions=[4, 4, 4])
     assert caches.own[0, :, 0, 1:4, 0].tolist() == [[2.0, 3.0, 5.0], [2.0, 3.0, 5.0], [2.0, 4.0, 6.0]]
 
 
