@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,28 +12,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export import contract
-from export.bundle import Bundle
+from export.bundle import Bundle, BundleError
 from export.contract import cache_names
 from export.runners.ort_session import Arrays, BoundGraph, open_session, run_graph
 from export.runners.protocol import Candidates, FloatArray, IntArray, RunnerError, RunnerLimits, ShapeError
 from export.runners.row_cache import RowCaches
 
+_log = logging.getLogger(__name__)
 TARGET = "cpu"
 _ONE_THREAD_PARAMETERS = 20_000_000
 """Measured, one row, one thread against two: 0.20 and 0.23 ms with 5 million parameters, 3.3 and 2.4 with 60."""
+
+
+class _StepSessions:
+    """The step on all threads, and, where that makes a difference, on one: two runs on all would fight for the cores.
+
+    The second one holds its own packed weights. So it is loaded when a runner first has company, in the background;
+    until it is there, all run the first one.
+    """
+
+    def __init__(self, alone: Any, load_beside: Callable[[], Any] | None) -> None:
+        self._alone = alone
+        self._load_beside = load_beside
+        self._beside: Any = None
+        self._lock = threading.Lock()
+
+    def of(self, *, alone: bool) -> Any:
+        """The session for a runner's next step."""
+        if alone:
+            return self._alone
+        if self._load_beside is not None:
+            with self._lock:
+                load, self._load_beside = self._load_beside, None
+            if load is not None:
+                threading.Thread(target=self._load, args=(load,), name="load-step").start()
+        return self._beside or self._alone
+
+    def _load(self, load: Callable[[], Any]) -> None:
+        try:
+            self._beside = load()
+        except BundleError:
+            _log.exception("the step cannot be loaded for several workers; they share one for all threads")
 
 
 @dataclass(frozen=True)
 class _Sessions:
     """A bundle's graphs, loaded; any number of runners may run them at once.
 
-    The step is there twice where that makes a difference, by whether the runner is alone: on all threads, and on one,
-    since two runs on all threads would fight for the cores. The encoder, which is a small part of a single request, is
-    there once, and on one thread where several runners may be at work.
+    The encoder, which is a small part of a single request, is there once, and on one thread where several runners may
+    be at work.
     """
 
     encoder: Any
-    step: dict[bool, Any]
+    step: _StepSessions
     argmax: Any
     top_k: Any
 
@@ -46,11 +79,12 @@ class _Sessions:
 
         # Waking another thread for a step or a head of a fraction of a millisecond costs more than it brings.
         of_step = 1 if manifest.parameter_count < _ONE_THREAD_PARAMETERS else threads
-        alone = load("step", threads=of_step)
-        beside = alone if of_step == 1 or workers == 1 else load("step")
+        step = _StepSessions(
+            load("step", threads=of_step), None if of_step == 1 or workers == 1 else lambda: load("step")
+        )
         # The smaller one last: while a session packs its weights, what it has read of them is in memory too.
         encoder = load("encoder", threads=threads if workers == 1 else 1)
-        return cls(encoder, {True: alone, False: beside}, argmax=load("argmax"), top_k=load("top_k"))
+        return cls(encoder, step, argmax=load("argmax"), top_k=load("top_k"))
 
 
 class OrtCpuRunner:
@@ -69,7 +103,8 @@ class OrtCpuRunner:
         self.precision = manifest.precision(TARGET)
         self._dims = dims
         self._encoder = sessions.encoder
-        self._step = {alone: BoundGraph(session) for alone, session in sessions.step.items()}
+        self._step = sessions.step
+        self._bound_step: dict[Any, BoundGraph] = {}  # by session
         self._argmax, self._top_k = BoundGraph(sessions.argmax), BoundGraph(sessions.top_k)
         self._caches = RowCaches(
             dims,
@@ -183,7 +218,10 @@ class OrtCpuRunner:
         self._positions[:rows] = positions
         self._longest_target[0] = max(places) + 1
         self._rows = 0
-        self._step[alone].run(rows, lambda: self._step_buffers(rows))
+        session = self._step.of(alone=alone)
+        if session not in self._bound_step:
+            self._bound_step[session] = BoundGraph(session)
+        self._bound_step[session].run(rows, lambda: self._step_buffers(rows))
         self._rows = rows
 
     def argmax(self) -> IntArray:
@@ -226,7 +264,7 @@ class OrtCpuRunner:
         """Free graphs and buffers; calling it again does nothing."""
         if not self._closed:
             self._closed = True
-            del self._encoder, self._step, self._argmax, self._top_k, self._caches, self._logits
+            del self._encoder, self._step, self._bound_step, self._argmax, self._top_k, self._caches, self._logits
 
     def _step_buffers(self, rows: int) -> tuple[Arrays, Arrays]:
         layers = self._dims.decoder_layers

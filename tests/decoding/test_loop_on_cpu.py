@@ -186,8 +186,12 @@ def make_leavers(count: int) -> list[Job]:
 
 def open_pair(bundle: Bundle) -> tuple[OrtCpuRunner, ...]:
     runners = OrtCpuRunner.open_workers(bundle, workers=2, threads=2, max_rows=12)
-    for runner in runners:
-        assert runner._step[True] is not runner._step[False], "wanted a session for each number of threads"
+    step = runners[0]._step
+    step.of(alone=False)  # begins to load it
+    for thread in threading.enumerate():
+        if thread.name == "load-step":
+            thread.join(LONG_S)
+    assert step.of(alone=False) is not step.of(alone=True), "wanted a session for each number of threads"
     return runners
 
 
