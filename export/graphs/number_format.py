@@ -17,6 +17,8 @@ from export.quantisation.weights import quantise_rows, quantise_weight
 
 _WIDEST_SCALED_AFTER = 4096
 """Outputs of a product up to which its weights' scales are applied to what comes out; see ``Int8``."""
+_WIDEST_BEFORE_CACHES = 2048
+"""Most outputs of one product that fills caches: as many as the widest product of a base model's layers has."""
 
 
 class NumberFormat(Protocol):
@@ -145,6 +147,42 @@ class Int8:
             ExportError: the layer was never seen in calibration, or its weights or its range are not finite.
         """
         found = self._input_range(name)
+        return self._product(graph, name, _rounded(graph, x, found), found, linear, result=result)
+
+    def cached_linear(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, caches: Sequence[str]) -> str:
+        """[positions, in] -> int8 [positions, caches * width].
+
+        The products give levels, which only need rounding. Each rounds some outputs, so that few wait as float32.
+
+        Raises:
+            ExportError: as ``linear`` and ``cache_scale`` do.
+        """
+        found = self._input_range(name)
+        rounded = _rounded(graph, x, found)
+        width = len(linear.weight) // len(caches)
+        scales = np.array([self.cache_scale(cache) for cache in caches], np.float32)
+        in_levels: Weights = np.repeat(np.float32(1.0) / scales, width)
+        parts: list[str] = []
+        for first in range(0, len(linear.weight), _WIDEST_BEFORE_CACHES):
+            outputs = slice(first, first + _WIDEST_BEFORE_CACHES)
+            bias = None if linear.bias is None else linear.bias[outputs] * in_levels[outputs]
+            part = Linear(linear.weight[outputs] * in_levels[outputs, None], bias)
+            levels = self._product(graph, f"{name}.{len(parts)}", rounded, found, part)
+            scale, zero_point = graph.constant(1.0, np.float32), graph.constant(0, np.int8)
+            parts.append(graph.op("QuantizeLinear", levels, scale, zero_point))
+        return parts[0] if len(parts) == 1 else graph.op("Concat", *parts, axis=-1)
+
+    def _product(
+        self,
+        graph: GraphBuilder,
+        name: str,
+        rounded: str,
+        found: ActivationRange,
+        linear: Linear,
+        *,
+        result: str | None = None,
+    ) -> str:
+        """[positions, in], rounded to the range ``found``, -> float32 [positions, out]."""
         if not (np.isfinite(found.scale) and np.isfinite(linear.weight).all()):
             raise ExportError(f"{name}: got weights or a range that are not finite, wanted finite numbers")
         levels, scales = quantise_weight(linear.weight)
@@ -152,30 +190,16 @@ class Int8:
         if len(scales) <= _WIDEST_SCALED_AFTER:
             bias = None if bias is None else bias / scales
             scales = scales[None, None]
-        scale = graph.constant(found.scale, np.float32)
-        zero_point = graph.constant(found.zero_point, np.uint8)
         inputs = [
-            graph.op("QuantizeLinear", x, scale, zero_point),
+            rounded,
             graph.packed_weight(f"{name}.weight", levels),
-            scale,
+            graph.constant(found.scale, np.float32),
             graph.packed_weight(f"{name}.weight_scales", scales),
-            zero_point,
+            graph.constant(found.zero_point, np.uint8),
         ]
         if bias is not None:
             inputs += ["", graph.weight(f"{name}.bias", bias)]  # no zero points: weights are symmetric
         return graph.op("MatMulIntegerToFloat", *inputs, output=result, domain=MICROSOFT)
-
-    def cached_linear(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, caches: Sequence[str]) -> str:
-        """[positions, in] -> int8 [positions, caches * width]: the product gives levels, which only need rounding.
-
-        Raises:
-            ExportError: as ``linear`` and ``cache_scale`` do.
-        """
-        scales = np.array([self.cache_scale(cache) for cache in caches], np.float32)
-        per_output = np.repeat(scales, len(linear.weight) // len(caches))
-        bias = None if linear.bias is None else linear.bias / per_output
-        levels = self.linear(graph, name, x, Linear(linear.weight / per_output[:, None], bias))
-        return graph.op("QuantizeLinear", levels, graph.constant(1.0, np.float32), graph.constant(0, np.int8))
 
     def cuts_negatives(self, name: str) -> bool:
         """Where the lowest level of its input stands for 0.
@@ -202,3 +226,8 @@ class Int8:
         rounded = graph.op("Gather", graph.packed_weight(name, levels), indices)
         widths = graph.op("Gather", graph.packed_weight(f"{name}_scales", scales * np.float32(scale)), indices)
         return graph.op("Mul", graph.op("Cast", rounded, to=TensorProto.FLOAT), widths)
+
+
+def _rounded(graph: GraphBuilder, x: str, found: ActivationRange) -> str:
+    scale, zero_point = graph.constant(found.scale, np.float32), graph.constant(found.zero_point, np.uint8)
+    return graph.op("QuantizeLinear", x, scale, zero_point)
