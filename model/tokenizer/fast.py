@@ -53,6 +53,10 @@ class FastSegmenter:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def encode_target(self, text: str) -> list[int]:
+        """The same as for sources."""
+        return self.encode(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)

@@ -6,7 +6,8 @@ Source: Kudo and Richardson 2018, "SentencePiece"; Kudo 2018 (unigram language m
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import sentencepiece
@@ -70,7 +71,7 @@ class PieceSegmenter:
             target_model: joins outputs; None: the source's.
             source_vocab: pieces by source id; None: the ids are the model's own.
             target_vocab: pieces by target id; None: as for the source.
-            special_ids: source ids that no piece of a text gets, whatever it looks like.
+            special_ids: ids that no piece of a text gets, whatever it looks like.
 
         Raises:
             TokenizerError: a model is no SentencePiece model.
@@ -83,6 +84,7 @@ class PieceSegmenter:
         self._unk_id = unk_id
         self._ids = {piece: token for token, piece in enumerate(source_vocab or ()) if token not in special_ids}
         self._pieces = self._source_vocab if target_vocab is None else self._target_vocab
+        self._special_ids = frozenset(special_ids)
 
     @property
     def vocab_size(self) -> int:
@@ -102,12 +104,25 @@ class PieceSegmenter:
         pieces: list[str] = self._source.encode(text, out_type=str)
         return [self._ids.get(piece, self._unk_id) for piece in pieces]
 
+    def encode_target(self, text: str) -> list[int]:
+        """Target ids of the pieces of ``text``; those that are not in the vocabulary are left out."""
+        if self._pieces is None:
+            own_ids: list[int] = self._target.encode(text)
+            return own_ids
+        pieces: list[str] = self._target.encode(text, out_type=str)
+        return [self._target_ids[piece] for piece in pieces if piece in self._target_ids]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, without blanks at either end."""
         vocab = self._pieces
         text: str = self._target.decode(list(ids) if vocab is None else [vocab[token] for token in ids])
         # A piece that the model does not know (a shared vocabulary holds those of both sides) keeps its mark.
         return text.replace(SPACE, " ").strip()
+
+    @cached_property
+    def _target_ids(self) -> Mapping[str, int]:
+        """Target ids by piece, special ones left out; only who reads translations needs it."""
+        return {piece: token for token, piece in enumerate(self._pieces or ()) if token not in self._special_ids}
 
     def save(self, directory: Path) -> None:
         """Write the models, and the vocabularies where there are any."""

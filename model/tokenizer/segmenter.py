@@ -24,6 +24,10 @@ class Segmenter(Protocol):
         """Ids of the pieces of a source text that holds no lone surrogates."""
         ...
 
+    def encode_target(self, text: str) -> list[int]:
+        """Target ids of the pieces of a translation that holds no lone surrogates; unknown pieces may be left out."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of target ids, none of them special and all below ``target_vocab_size``."""
         ...

@@ -114,6 +114,13 @@ class Tokenizer:
                 ids.append(self._special(part, source_language=source_language, target_language=target_language))
         return ids
 
+    def encode_target(self, text: str) -> list[int]:
+        """Target ids of a translation, without anything around it; empty where no piece is known.
+
+        Lone surrogates are read as ``encode`` reads them.
+        """
+        return self._segmenter.encode_target(_SURROGATES.sub(_REPLACEMENT, text))
+
     def forced_tokens(self, target_language: str = "") -> tuple[int, ...]:
         """Tokens that every output begins with.
 

@@ -129,6 +129,15 @@ def test_two_vocabularies_are_kept_apart(rich: Callable[..., Tokenizer], models:
     assert tokenizer.decode([CONFIG.eos_id, LANGUAGES["fr"], *spelled, CONFIG.unk_id]) == "Mann rennt"
 
 
+def test_translations_are_cut_by_the_targets_model_into_the_targets_ids(
+    rich: Callable[..., Tokenizer], models: tuple[bytes, bytes], tokenizer: Tokenizer
+) -> None:
+    spelled = [pieces_of(models[1]).index(piece) for piece in pieces_in(models[1], "Mann rennt")]
+    assert rich().encode_target("Mann rennt") == spelled
+    assert rich().encode_target("Mann rennt男") == spelled, "what it never saw is left out"
+    assert tokenizer.encode_target("der Hund \ud800") == tokenizer.encode("der Hund \ud800")[:-1]
+
+
 def pieces_in(model: bytes, text: str) -> list[str]:
     pieces: list[str] = sentencepiece.SentencePieceProcessor(model_proto=model).encode(text, out_type=str)
     return pieces
@@ -203,6 +212,7 @@ def test_unknown_text_that_spells_a_special_piece_stays_unknown() -> None:
     segmenter = PieceSegmenter(model, unk_id=1, source_vocab=SPECIAL_PIECES, special_ids=CONFIG.special_ids)
     assert "</s>" in pieces_in(model, "</s>")
     assert set(segmenter.encode("</s>")) == {1}
+    assert segmenter.encode_target("</s>") == []
 
 
 def test_a_text_may_choose_its_target_language_where_sources_begin_with_it(rich: Callable[..., Tokenizer]) -> None:
