@@ -55,6 +55,11 @@ class RowCaches:
         """Address space of all buffers."""
         return self.own.nbytes + self.cross.nbytes + self.cross_last.nbytes
 
+    @property
+    def sources(self) -> Sequence[int]:
+        """What source each row holds: a number of its own for every source ever written."""
+        return self._sources
+
     def write_sources(self, memory: Sequence[Values], *, lengths: IntArray, rows: IntArray) -> None:
         """Write what the encoder gave for a batch of sources, each as far as it is long.
 

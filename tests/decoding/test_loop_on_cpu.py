@@ -125,7 +125,7 @@ def test_the_reference_finds_the_same(runners: dict[str, OrtCpuRunner], model: T
 @pytest.fixture(scope="module", autouse=True)
 def threads_for_small_models_too() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("export.runners.ort_cpu._ONE_THREAD_PARAMETERS", 0, raising=False)
+        patch.setattr("export.runners.ort_loading._ONE_THREAD_PARAMETERS", 0)
         yield
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from export.bundle import Bundle, BundleError
-from export.runners import ort_cpu
+from export.runners import ort_loading
 from export.runners.ort_cpu import OrtCpuRunner
 from export.runners.ort_session import open_session
 from tests.export.tiny import START, sources_of
@@ -41,8 +41,8 @@ class Desk:
 @pytest.fixture
 def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     desk = Desk()
-    monkeypatch.setattr(ort_cpu, "open_session", desk.open)
-    monkeypatch.setattr(ort_cpu, "_ONE_THREAD_PARAMETERS", 0)
+    monkeypatch.setattr(ort_loading, "open_session", desk.open)
+    monkeypatch.setattr(ort_loading, "_ONE_THREAD_PARAMETERS", 0)
     yield desk
     desk.go_on.set()
     finish_loading()
