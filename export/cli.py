@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from export.bundle import Bundle, GoldenSentence, Manifest
+    from export.bundle import Bundle, GoldenSentence, Manifest, Shortlist
     from export.golden import Question
     from export.quantisation.ranges import Calibration
     from model.checkpoint import Checkpoint
@@ -55,6 +55,14 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="sentences, as of --golden, from which the ranges of int8 are measured: a few hundred of the text to be "
         "translated (default: the exam's own)",
     )
+    export.add_argument(
+        "--shortlist",
+        type=Path,
+        metavar="PARALLEL",
+        help="parallel text, from which to learn the few target tokens that each source token may become, for "
+        "`dragoman serve --shortlist`: lines of source<TAB>translation, or .jsonl with source and reference, and with "
+        "source_language and target_language for a model of several",
+    )
     for limit, what in (("source", "one source, end token counted"), ("output", "one output, end token not counted")):
         export.add_argument(
             f"--max-{limit}-tokens",
@@ -93,6 +101,8 @@ def _usage_complaint(arguments: argparse.Namespace) -> str:
         return f"{asked} is not built yet; this release exports {built}"
     if arguments.calibration and arguments.precision != "int8":
         return f"--calibration: got it with --precision {arguments.precision}, wanted --precision int8"
+    if arguments.shortlist and arguments.target != "cpu":
+        return f"--shortlist: got it with --target {arguments.target}, wanted --target cpu"
     return ""
 
 
@@ -121,10 +131,33 @@ def _export(arguments: argparse.Namespace) -> Bundle:
     else:
         questions = default_questions(checkpoint, max_source_tokens=limit)
     calibration = read_questions(arguments.calibration) if arguments.calibration else None
+    # Before the exam, which takes long: a fault of the file shows at once.
+    shortlist = _learn_shortlist(checkpoint, arguments.shortlist) if arguments.shortlist else None
     progress = tqdm(questions, desc="golden", unit="sentence", dynamic_ncols=True)
     golden = list(answer(checkpoint, progress, max_source_tokens=limit, decoding=manifest.decoding))
     found = _calibrate(checkpoint, manifest, calibration, golden) if arguments.precision == "int8" else None
-    return export_bundle(checkpoint, arguments.out, manifest=manifest, golden=golden, calibration=found)
+    return export_bundle(
+        checkpoint, arguments.out, manifest=manifest, golden=golden, calibration=found, shortlist=shortlist
+    )
+
+
+def _learn_shortlist(checkpoint: Checkpoint, path: Path) -> Shortlist:
+    """Learn from parallel text which target tokens each source token may become."""
+    from tqdm import tqdm
+
+    from export.golden import read_questions
+    from export.shortlist.learn import learn_shortlist
+    from export.shortlist.parallel import encode_pairs
+
+    questions = read_questions(path, with_references=True)
+    config = checkpoint.model.config
+    return learn_shortlist(
+        encode_pairs(checkpoint, tqdm(questions, desc="shortlist", unit="sentence", dynamic_ncols=True)),
+        source_vocab=config.source_vocab_size,
+        target_vocab=config.target_vocab_size,
+        eos_id=config.eos_id,
+        suppressed_ids=config.suppressed_ids,
+    )
 
 
 def _calibrate(

@@ -25,6 +25,12 @@ FlavourName = Literal["ort", "standard"]
 
 GRAPH_NAMES = ("encoder", "step", "argmax", "top_k")
 
+SHORTLISTED_STEP = "step_shortlist"
+"""The step that computes the logits of some tokens only; beside the others in bundles that have a shortlist."""
+
+OUTPUT_FILE = "output.npz"
+"""The last projection, beside the shortlisted step, which takes a part of it as inputs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDimensions:
@@ -152,14 +158,24 @@ def _memory(dimensions: ModelDimensions, cached: np.dtype[Any]) -> TensorSpec:
     return TensorSpec("cross", cached, shape)
 
 
-def ort_step_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
+def ort_step_contract(
+    dimensions: ModelDimensions, cached: np.dtype[Any], *, shortlisted: bool = False
+) -> GraphContract:
     """One token per row to logits. Each ``present_*`` is bound to the buffer of its ``past_*``: updated in place.
 
     ``cross_*`` is read and written alike (``cross_present_*``): a step writes ``cross_last_*`` where it already stands.
     The caches are of dtype ``cached``.
+
+    Args:
+        dimensions: sizes of the model.
+        cached: what the caches hold.
+        shortlisted: whether there are logits of some tokens only, the candidates, in the order in which their part of
+            the last projection is given.
     """
     own, cross = _step_cache_shapes(dimensions)
     last = ("rows", 1, dimensions.attention_width)
+    candidates = output_inputs(dimensions, cached) if shortlisted else ()
+    logits = "candidates" if shortlisted else dimensions.padded_target_vocab
     return GraphContract(
         inputs=(
             _spec("tokens", np.int64, "rows"),
@@ -170,13 +186,31 @@ def ort_step_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> Gra
             *_caches("past", dimensions, cached, own),
             *_caches("cross", dimensions, cached, cross),
             *_caches("cross_last", dimensions, np.dtype(np.float32), last),
+            *candidates,
         ),
         outputs=(
-            _spec("logits", np.float32, "rows", dimensions.padded_target_vocab),
+            _spec("logits", np.float32, "rows", logits),
             *_caches("present", dimensions, cached, own),
             *_caches("cross_present", dimensions, cached, cross),
         ),
     )
+
+
+def output_inputs(dimensions: ModelDimensions, cached: np.dtype[Any]) -> tuple[TensorSpec, ...]:
+    """The candidates' part of the last projection, as a shortlisted step takes it; scales in int8 alone."""
+    bias = _spec("output_bias", np.float32, "candidates")
+    if cached == np.int8:
+        weight = _spec("output_weight", np.int8, dimensions.d_model, "candidates")
+        return weight, bias, _spec("output_scales", np.float32, "candidates")
+    return _spec("output_weight", np.float32, "candidates", dimensions.d_model), bias
+
+
+def output_arrays(dimensions: ModelDimensions, cached: np.dtype[Any]) -> tuple[TensorSpec, ...]:
+    """The whole last projection, as ``OUTPUT_FILE`` holds it: by token, so that a candidate is one piece of memory."""
+    vocab = dimensions.target_vocab
+    _, *vectors = output_inputs(dimensions, cached)
+    weight = TensorSpec("output_weight", cached, (vocab, dimensions.d_model))
+    return weight, *(TensorSpec(spec.name, spec.dtype, (vocab,)) for spec in vectors)
 
 
 def standard_step_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
@@ -241,12 +275,15 @@ def graph_contracts(
         "ort": (ort_encoder_contract, ort_step_contract),
         "standard": (standard_encoder_contract, standard_step_contract),
     }[flavour]
-    return {
+    contracts = {
         "encoder": encoder_contract(dimensions, cached),
         "step": step_contract(dimensions, cached),
         "argmax": argmax_contract(dimensions),
         "top_k": top_k_contract(dimensions),
     }
+    if flavour == "ort":
+        contracts[SHORTLISTED_STEP] = ort_step_contract(dimensions, cached, shortlisted=True)
+    return contracts
 
 
 # Edge of a runner: arguments of Runner.encode and Runner.step.

@@ -16,11 +16,13 @@ import torch
 from export.bundle import (
     GOLDEN_FILE,
     GRAPHS_FOLDER,
+    SHORTLIST_FILE,
     TOKENIZER_FOLDER,
     Bundle,
     DecodingDefaults,
     GoldenSentence,
     Manifest,
+    Shortlist,
     write_bundle,
     write_golden,
 )
@@ -106,6 +108,7 @@ def export_bundle(
     manifest: Manifest,
     golden: Iterable[GoldenSentence],
     calibration: Calibration | None = None,
+    shortlist: Shortlist | None = None,
 ) -> Bundle:
     """Write a checkpoint as a bundle, in one move.
 
@@ -115,6 +118,7 @@ def export_bundle(
         manifest: as ``plan_manifest`` made it.
         golden: the exam that the bundle carries.
         calibration: what ``calibrate`` found, for graphs in int8.
+        shortlist: what ``learn_shortlist`` found, for a bundle of the target ``cpu``; None: it is to have none.
 
     Raises:
         BundleError: ``out`` holds something that is no bundle.
@@ -125,9 +129,12 @@ def export_bundle(
     def fill(folder: Path) -> None:
         write_golden(folder / GOLDEN_FILE, golden)
         checkpoint.tokenizer.save(folder / TOKENIZER_FOLDER)
+        if shortlist is not None:
+            shortlist.save(folder / SHORTLIST_FILE)
         description = describe(checkpoint.model, positions=positions)
         for name in manifest.graphs.values():
-            write_graphs(description, folder / GRAPHS_FOLDER / name, flavour=_flavour(name, calibration))
+            flavour = _flavour(name, calibration)
+            write_graphs(description, folder / GRAPHS_FOLDER / name, flavour=flavour, shortlisted=shortlist is not None)
 
     return write_bundle(out, manifest=manifest, fill=fill)
 

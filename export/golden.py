@@ -41,12 +41,13 @@ class Question:
     target_language: str = ""
 
 
-def read_questions(path: Path) -> list[Question]:
+def read_questions(path: Path, *, with_references: bool = False) -> list[Question]:
     """Read golden sentences, one per line.
 
     Args:
         path: ``.jsonl`` with ``source`` and, where there are such, ``reference``, ``source_language`` and
             ``target_language``; any other file: the source, or source, tab, reference. Blank lines are passed over.
+        with_references: whether every sentence has to come with its reference, neither of them blank.
 
     Raises:
         ExportError: the file cannot be read, a line is malformed, or there is none.
@@ -58,9 +59,12 @@ def read_questions(path: Path) -> list[Question]:
     except UnicodeDecodeError as error:
         raise ExportError(f"{path}: got bytes that are not UTF-8 at {error.start}") from error
     read = _read_record if path.suffix == ".jsonl" else _read_columns
-    questions = [
-        read(line.removesuffix("\r"), f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()
-    ]
+    questions = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            questions.append(read(line.removesuffix("\r"), f"{path}:{number}"))
+            if with_references:
+                _check_pair(questions[-1], f"{path}:{number}")
     if not questions:
         raise ExportError(f"{path}: got no sentence, wanted at least one")
     return questions
@@ -82,7 +86,7 @@ def default_questions(checkpoint: Checkpoint, *, max_source_tokens: int) -> list
             source_language=card.source_languages[number % len(card.source_languages)],
             target_language=card.target_languages[number % len(card.target_languages)],
         )
-        if len(_encode(checkpoint, asked)) <= max_source_tokens:
+        if len(encode_source(checkpoint, asked)) <= max_source_tokens:
             fitting.append(asked)
     if not fitting:
         raise ExportError(f"got no built-in golden sentence of at most {max_source_tokens} tokens; give --golden FILE")
@@ -141,10 +145,10 @@ def _ask(
     checkpoint: Checkpoint, question: Question, max_source_tokens: int, decoding: DecodingDefaults
 ) -> tuple[tuple[int, ...], BeamOptions, tuple[int, ...]]:
     """Source ids of a question, how to search, and the tokens that every output begins with."""
-    source_ids = _encode(checkpoint, question)
+    source_ids = encode_source(checkpoint, question)
     if len(source_ids) > max_source_tokens:
         raise _fault(question, f"got {len(source_ids)} tokens, wanted at most {max_source_tokens}")
-    target_language = _language("target", question, checkpoint)
+    target_language = language_of("target", question, checkpoint)
     options = BeamOptions(
         beam_size=BEAM_SIZE,
         length_penalty=decoding.length_penalty,
@@ -169,16 +173,25 @@ def _rules(options: BeamOptions, forced_ids: tuple[int, ...]) -> ReferenceOption
     )
 
 
-def _encode(checkpoint: Checkpoint, question: Question) -> list[int]:
+def encode_source(checkpoint: Checkpoint, question: Question) -> list[int]:
+    """Token ids of a question's source, end token included.
+
+    Raises:
+        ExportError: its languages are not the model's.
+    """
     return checkpoint.tokenizer.encode(
         question.source,
-        source_language=_language("source", question, checkpoint),
-        target_language=_language("target", question, checkpoint),
+        source_language=language_of("source", question, checkpoint),
+        target_language=language_of("target", question, checkpoint),
     )
 
 
-def _language(side: str, question: Question, checkpoint: Checkpoint) -> str:
-    """The served code of a question's language, which may be given as the model's own."""
+def language_of(side: str, question: Question, checkpoint: Checkpoint) -> str:
+    """The served code of a question's ``source`` or ``target`` language, which may be given as the model's own.
+
+    Raises:
+        ExportError: it is none of the model's, or not given where there are several.
+    """
     field = f"{side}_language"
     code: str = getattr(question, field)
     served: tuple[str, ...] = getattr(checkpoint.card, f"{field}s")
@@ -190,7 +203,7 @@ def _language(side: str, question: Question, checkpoint: Checkpoint) -> str:
 
 
 def _fault(question: Question, what: str) -> ExportError:
-    return ExportError(f"golden sentence {question.source[:40]!r}: {what}")
+    return ExportError(f"sentence {question.source[:40]!r}: {what}")
 
 
 @contextmanager
@@ -212,6 +225,12 @@ def _golden(hypothesis: ReferenceHypothesis) -> GoldenHypothesis:
         best=hypothesis.best,
         finish_reason=hypothesis.finish_reason,
     )
+
+
+def _check_pair(question: Question, where: str) -> None:
+    for side, text in (("source", question.source), ("translation", question.reference)):
+        if not (text or "").strip():
+            raise ExportError(f"{where}: got no {side}, wanted source and translation")
 
 
 def _read_columns(line: str, where: str) -> Question:

@@ -19,6 +19,7 @@ from export.bundle.golden import (
     write_golden,
 )
 from export.bundle.manifest import FORMAT_VERSION, DecodingDefaults, Manifest
+from export.bundle.shortlist import SHORTLIST_FILE, Shortlist
 
 __all__ = [
     "CERTIFICATE_FILE",
@@ -26,6 +27,7 @@ __all__ = [
     "GOLDEN_FILE",
     "GRAPHS_FOLDER",
     "MANIFEST_FILE",
+    "SHORTLIST_FILE",
     "TOKENIZER_FOLDER",
     "BeamOptions",
     "Bundle",
@@ -35,6 +37,7 @@ __all__ = [
     "GoldenHypothesis",
     "GoldenSentence",
     "Manifest",
+    "Shortlist",
     "check_destination",
     "read_certificate",
     "read_golden",

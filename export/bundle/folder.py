@@ -16,6 +16,7 @@ from export.bundle.certificate import CERTIFICATE_FILE, Exam, read_certificate
 from export.bundle.fields import BundleError, read_bytes
 from export.bundle.golden import GOLDEN_FILE, GoldenSentence, read_golden
 from export.bundle.manifest import Manifest
+from export.bundle.shortlist import SHORTLIST_FILE, Shortlist
 
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -61,7 +62,7 @@ class Bundle:
         return cls(path, manifest, hashlib.sha256(text).hexdigest())
 
     def graph_path(self, target: str, name: str) -> Path:
-        """The ONNX file of graph ``name`` (encoder, step, argmax, top_k) that ``target`` runs.
+        """The ONNX file of graph ``name`` (encoder, step, step_shortlist, argmax, top_k) that ``target`` runs.
 
         Raises:
             BundleError: the bundle was not exported for this target.
@@ -79,6 +80,23 @@ class Bundle:
     def golden(self) -> list[GoldenSentence]:
         """The exam's questions and answers."""
         return read_golden(self.path / GOLDEN_FILE)
+
+    def shortlist(self) -> Shortlist | None:
+        """The target tokens that each source may be translated with; None: the bundle was exported without.
+
+        Raises:
+            BundleError: the file does not fit the model.
+        """
+        manifest = self.manifest
+        if SHORTLIST_FILE not in manifest.files:
+            return None
+        return Shortlist.load(
+            self.path / SHORTLIST_FILE,
+            source_vocab=manifest.dims.source_vocab,
+            target_vocab=manifest.dims.target_vocab,
+            eos_id=manifest.eos_id,
+            suppressed_ids=manifest.suppressed_ids,
+        )
 
     def certificate(self) -> list[Exam]:
         """The exams this bundle has sat, stale ones included; none where there is no ``certificate.json``."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from export import contract
@@ -19,6 +20,8 @@ _WIDEST_SCALED_AFTER = 4096
 """Outputs of a product up to which its weights' scales are applied to what comes out; see ``Int8``."""
 _WIDEST_BEFORE_CACHES = 2048
 """Most outputs of one product that fills caches: as many as the widest product of a base model's layers has."""
+_PANEL = 16  # divides what runners round the number of candidates up to
+"""Outputs of a product that ONNX Runtime never divides among threads."""
 
 
 class NumberFormat(Protocol):
@@ -52,6 +55,16 @@ class NumberFormat(Protocol):
     def cuts_negatives(self, name: str) -> bool:
         """Whether the product ``name`` reads negative inputs as 0, so that they need not be rectified before."""
 
+    def linear_of_candidates(self, graph: GraphBuilder, name: str, x: str, *, width: int, result: str) -> str:
+        """[rows, width] -> [rows, candidates], by the part of the layer ``name`` that the graph takes as inputs.
+
+        An output depends on its row and its candidate alone, to the bit: not on how many there are of either, nor on
+        the threads. The inputs are those of ``contract.output_inputs``, candidates in whole panels.
+        """
+
+    def output_arrays(self, linear: Linear) -> dict[str, NDArray[Any]]:
+        """A layer as ``contract.output_arrays`` wants it, by name: [out, in] and [out]."""
+
     def rows(self, graph: GraphBuilder, name: str, table: Weights, indices: str, *, scale: float = 1.0) -> str:
         """Rows of a table [entries, width] times ``scale``, widened after the gather: nothing copies the table."""
 
@@ -81,6 +94,25 @@ class Float32:
         """No product does."""
         return False
 
+    def linear_of_candidates(self, graph: GraphBuilder, name: str, x: str, *, width: int, result: str) -> str:
+        """[rows, width] -> [rows, candidates], ``_PANEL`` candidates at a time.
+
+        The runtime packs constant weights and sums them in one order. Others it sums in parts that depend on how many
+        outputs a thread has, unless these are as few as no thread shares, and in yet another order where there is only
+        one row. So the candidates come in small panels, and the first row twice.
+        """
+        del name  # floats need no range
+        twice = graph.op("Concat", graph.op("Slice", x, graph.constant([0]), graph.constant([1])), x, axis=0)
+        panels = graph.op("Reshape", "output_weight", graph.constant([-1, _PANEL, width]))
+        products = graph.op("FusedMatMul", twice, panels, transB=1, domain=MICROSOFT)  # [panels, 1 + rows, _PANEL]
+        by_row = graph.op("Reshape", graph.op("Transpose", products, perm=[1, 0, 2]), graph.constant([0, -1]))
+        once = graph.op("Slice", by_row, graph.constant([1]), graph.constant([np.iinfo(np.int64).max]))
+        return graph.op("Add", once, "output_bias", output=result)
+
+    def output_arrays(self, linear: Linear) -> dict[str, NDArray[Any]]:
+        """Weights and bias as they are."""
+        return {"output_weight": linear.weight, "output_bias": _bias_of(linear)}
+
     def rows(self, graph: GraphBuilder, name: str, table: Weights, indices: str, *, scale: float = 1.0) -> str:
         """Rows of a table [entries, width] times ``scale``."""
         rows = graph.op("Cast", graph.op("Gather", graph.stored_weight(name, table), indices), to=TensorProto.FLOAT)
@@ -99,14 +131,17 @@ class Int8:
     Every projection is quantised, for every one gains. Medians on one thread of an EPYC with AVX-512 VNNI, float32
     against 8 bits, the rounding of the input included, in microseconds:
 
-    ============  ===========  ===========  ============
+    ============  ===========  ===========  =====
+
     in -> out     1 row        8 rows       64 rows
-    ============  ===========  ===========  ============
+    ============  ===========  ===========  =====
+
     256 -> 256    5.3 / 5.2    16 / 7       77 / 28
     256 -> 4096   57 / 32      170 / 63     1354 / 368
     512 -> 2048   55 / 25      158 / 55     1296 / 342
     512 -> 32128  2973 / 1212  5422 / 1910  21957 / 6410
-    ============  ===========  ===========  ============
+    ============  ===========  ===========  =====
+
 
     ONNX Runtime multiplies scales that come as a vector with the input's, anew in each run, at 3 ns an output. Those
     that come as [1, 1, out] it applies to the sums, with the bias in units of its scale; that reads and writes every
@@ -209,6 +244,25 @@ class Int8:
         """
         return self._input_range(name).zero_point == 0
 
+    def linear_of_candidates(self, graph: GraphBuilder, name: str, x: str, *, width: int, result: str) -> str:
+        """[rows, width] -> [rows, candidates]; sums of whole numbers are the same in any order.
+
+        Raises:
+            ExportError: the layer was never seen in calibration.
+        """
+        del width  # the operator finds out
+        found = self._input_range(name)
+        scale, zero_point = graph.constant(found.scale, np.float32), graph.constant(found.zero_point, np.uint8)
+        levels = graph.op("QuantizeLinear", x, scale, zero_point)
+        inputs = (levels, "output_weight", scale, "output_scales", zero_point, "", "output_bias")
+        return graph.op("MatMulIntegerToFloat", *inputs, output=result, domain=MICROSOFT)
+
+    def output_arrays(self, linear: Linear) -> dict[str, NDArray[Any]]:
+        """Weights in 8 bits, bias, and one scale per output."""
+        levels, scales = quantise_weight(linear.weight)
+        weight = np.ascontiguousarray(levels.T)
+        return {"output_weight": weight, "output_bias": _bias_of(linear), "output_scales": scales}
+
     def _input_range(self, name: str) -> ActivationRange:
         if name not in self._calibration.inputs:
             raise ExportError(f"{name}: got no range of its input, wanted it seen in calibration")
@@ -231,3 +285,7 @@ class Int8:
 def _rounded(graph: GraphBuilder, x: str, found: ActivationRange) -> str:
     scale, zero_point = graph.constant(found.scale, np.float32), graph.constant(found.zero_point, np.uint8)
     return graph.op("QuantizeLinear", x, scale, zero_point)
+
+
+def _bias_of(linear: Linear) -> Weights:
+    return np.zeros(len(linear.weight), np.float32) if linear.bias is None else linear.bias

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from export.contract import SHORTLISTED_STEP, ort_step_contract
 from export.graphs.builder import GraphBuilder
 from export.graphs.description import Attention, EmbeddingTables, Layer, Linear, ModelDescription, Norm
 from export.graphs.flavour import PARTS, Flavour
 from export.graphs.number_format import Float32
+from export.graphs.ort import OrtFlavour
 from export.graphs.weight_file import WeightFile
 from export.quantisation.ranges import MEMORY
 from model.config import Activation
@@ -45,6 +47,22 @@ def build_step(model: ModelDescription, weights: WeightFile, flavour: Flavour) -
     """One decoder step of every row, ending at the logits."""
     contract = flavour.step_contract(model.dims)
     graph = GraphBuilder("step", contract=contract, opsets=flavour.opsets, weights=weights)
+    x = _decode(graph, model, flavour)
+    flavour.numbers.linear(graph, "output", x, model.output, result="logits")
+    return graph
+
+
+def build_shortlisted_step(model: ModelDescription, weights: WeightFile, flavour: OrtFlavour) -> GraphBuilder:
+    """One decoder step of every row, ending at the logits of the candidates whose weights it is given."""
+    contract = ort_step_contract(model.dims, flavour.numbers.cache_dtype, shortlisted=True)
+    graph = GraphBuilder(SHORTLISTED_STEP, contract=contract, opsets=flavour.opsets, weights=weights)
+    x = _decode(graph, model, flavour)
+    flavour.numbers.linear_of_candidates(graph, "output", x, width=model.dims.d_model, result="logits")
+    return graph
+
+
+def _decode(graph: GraphBuilder, model: ModelDescription, flavour: Flavour) -> str:
+    """All of a step but its last product: [rows, d_model]."""
     emit = _Emitter(graph, model, flavour)
     attention = flavour.step_attention(graph, model)
     x = emit.embed("target", model.target, tokens="tokens", positions="positions")
@@ -61,10 +79,7 @@ def build_step(model: ModelDescription, weights: WeightFile, flavour: Flavour) -
         )
         x = emit.feed_forward(f"{name}.feed_forward", x, layer)
     x = emit.final_norm("decoder.norm", x, model.decoder_norm)
-    if not flavour.numbers.flat:
-        x = graph.op("Squeeze", x, graph.constant([1]))
-    emit.linear("output", x, model.output, result="logits")
-    return graph
+    return x if flavour.numbers.flat else graph.op("Squeeze", x, graph.constant([1]))
 
 
 class _Emitter:

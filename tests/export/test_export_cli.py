@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,8 +18,9 @@ from export.cli import add_commands
 from export.errors import ExportError
 from export.golden import Question, read_questions
 from export.runners.ort_cpu import OrtCpuRunner
-from model.checkpoint import Checkpoint, ModelCard, save_checkpoint
-from model.tokenizer import train_tokenizer
+from export.shortlist.parallel import encode_pairs
+from model.checkpoint import Checkpoint, ModelCard, load_checkpoint, save_checkpoint
+from model.tokenizer import Tokenizer, train_tokenizer
 from tests.export.tiny import random_model
 
 SENTENCES = ["A man rides a red bicycle.", "Two small dogs run on the street.", "The woman sits on a bench and sleeps."]
@@ -114,6 +117,80 @@ def test_what_is_exported_for_cuda_also_runs_on_the_cpu(checkpoint: Path, tmp_pa
     OrtCpuRunner.open(cuda, threads=1).close()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_shortlist_is_learned_from_parallel_text(precision: str, checkpoint: Path, tmp_path: Path) -> None:
+    parallel = tmp_path / "parallel.tsv"
+    parallel.write_text("\n".join(f"{sentence}\t{sentence}" for sentence in SENTENCES), encoding="utf-8")
+    flags = ("--precision", precision, "--shortlist", parallel)
+    digests = set()
+    for name in ("a", "b"):
+        assert run(checkpoint, "--out", tmp_path / name, *flags) == 0
+        digests.add(Bundle.open(tmp_path / name).digest)
+    assert len(digests) == 1
+    bundle = Bundle.open(tmp_path / "a")
+    assert run(checkpoint, "--out", tmp_path / "none", "--precision", precision) == 0
+    assert Bundle.open(tmp_path / "none").manifest.files["golden.jsonl"] == bundle.manifest.files["golden.jsonl"]
+    shortlist, manifest = bundle.shortlist(), bundle.manifest
+    assert shortlist is not None
+    assert manifest.eos_id in shortlist.always
+    tokenizer = Tokenizer.load(bundle.tokenizer_path)
+    for sentence in SENTENCES:
+        source = np.array(tokenizer.encode(sentence))
+        assert set(source.tolist()) - set(manifest.suppressed_ids) <= set(shortlist.of_source(source).tolist())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("one\tein\ntwo\n", "parallel.tsv:2: got no translation, wanted source and translation"),
+        ("one\tein\n\n\tzwei\n", "parallel.tsv:3: got no source, wanted source and translation"),
+        ("one\tein\ntwo\t \n", "parallel.tsv:2: got no translation, wanted source and translation"),
+        ("one\tein\tuno\n", "parallel.tsv:1: got 3 columns, wanted source, or source and reference"),
+        ("\n", "parallel.tsv: got no sentence, wanted at least one"),
+        ("\udcff\tein\n", "parallel.tsv: got bytes that are not UTF-8 at 0"),
+    ],
+)
+def test_a_fault_of_parallel_text_is_one_line(
+    text: str, said: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parallel = tmp_path / "parallel.tsv"
+    parallel.write_bytes(text.encode(errors="surrogateescape"))
+    assert run(checkpoint, "--out", tmp_path / "bundle", "--shortlist", parallel) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == f"dragoman export: {tmp_path}/{said}"
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_languages_choose_the_tokens_of_parallel_text(tmp_path: Path, checkpoint: Path) -> None:
+    loaded = load_checkpoint(checkpoint)
+    card = dataclasses.replace(loaded.card, source_languages=("en", "fr"), target_languages=("de", "cs"))
+    asked: list[tuple[str, str]] = []
+
+    class Languages:
+        eos_id, language_aliases = 3, {"deu": "de"}
+
+        def encode(self, text: str, *, source_language: str, target_language: str) -> list[int]:
+            asked.append((source_language, target_language))
+            return [len(text), 3]
+
+        def encode_target(self, text: str) -> list[int]:
+            return [len(text)]
+
+        def forced_tokens(self, target_language: str) -> tuple[int, ...]:
+            return (30 if target_language == "de" else 31,)
+
+    several = Checkpoint(loaded.model, cast(Tokenizer, Languages()), card)
+    questions = [Question("one", "ein", "en", "deu"), Question("deux", "dva", "fr", "cs")]
+    pairs = encode_pairs(several, questions)
+    assert [(source.tolist(), target.tolist()) for source, target in pairs] == [
+        ([3, 3], [30, 3, 3]),
+        ([4, 3], [31, 3, 3]),
+    ]
+    assert asked == [("en", "de"), ("fr", "cs")]
+    wanted = "source_language: got none, wanted one of en, fr, given in a .jsonl file as source_language"
+    with pytest.raises(ExportError, match=wanted):
+        encode_pairs(several, [Question("one", "ein", "", "de")])
+
+
 def test_limits_may_be_lowered(checkpoint: Path, tmp_path: Path) -> None:
     limits = ("--max-source-tokens", "30", "--max-output-tokens", "7")
     assert run(checkpoint, "--out", tmp_path / "bundle", *limits) == 0
@@ -131,6 +208,12 @@ def test_limits_may_be_lowered(checkpoint: Path, tmp_path: Path) -> None:
         (("--precision", "bf16"), 2, "--target cpu --precision fp32 or --target cpu --precision int8"),
         (("--calibration", "some.txt"), 2, "--calibration: got it with --precision fp32, wanted --precision int8"),
         (("--precision", "int8", "--calibration", "nowhere.txt"), 1, "nowhere.txt: No such file"),
+        (
+            ("--target", "cuda", "--shortlist", "some.tsv"),
+            2,
+            "--shortlist: got it with --target cuda, wanted --target cpu",
+        ),
+        (("--shortlist", "nowhere.tsv"), 1, "nowhere.tsv: No such file"),
         (("--golden", "nowhere.tsv"), 1, "nowhere.tsv: No such file"),
         (("--max-source-tokens", "41"), 1, "max_source_tokens: got 41, wanted 1 to max_positions = 40"),
         (("--max-source-tokens", "3"), 1, "wanted at most 3"),

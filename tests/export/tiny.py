@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 
-from export.bundle import Bundle, GoldenSentence
+from export.bundle import Bundle, GoldenSentence, Shortlist
 from export.exporter import Precision, export_bundle, plan_manifest
 from export.quantisation.calibration import calibrate
 from export.quantisation.ranges import Calibration
@@ -84,10 +84,35 @@ def calibrated(model: Transformer) -> Calibration:
 
 
 def export_model(
-    model: Transformer, out: Path, *, golden: Iterable[GoldenSentence] = (), precision: Precision = "fp32"
+    model: Transformer,
+    out: Path,
+    *,
+    golden: Iterable[GoldenSentence] = (),
+    precision: Precision = "fp32",
+    shortlist: Shortlist | None = None,
 ) -> Bundle:
     """The bundle of a model that has no tokenizer."""
     checkpoint = Checkpoint(model, cast(Tokenizer, NoTokenizer()), CARD)
     manifest = plan_manifest(checkpoint, precision=precision)
     calibration = calibrated(model) if precision == "int8" else None
-    return export_bundle(checkpoint, out, manifest=manifest, golden=golden, calibration=calibration)
+    return export_bundle(
+        checkpoint, out, manifest=manifest, golden=golden, calibration=calibration, shortlist=shortlist
+    )
+
+
+def shortlist_of(model: Transformer, *, of_each: int, always: int, seed: int = 9) -> Shortlist:
+    """So many random tokens for each source token, and so many for every source; suppressed ones left out."""
+    config, draw = model.config, np.random.default_rng(seed)
+    selectable = np.setdiff1d(np.arange(config.target_vocab_size), config.suppressed_ids)
+    frequent = np.union1d(draw.choice(selectable, always - 1, replace=False), [config.eos_id])
+    lists = [np.sort(draw.choice(selectable, of_each, replace=False)) for _ in range(config.source_vocab_size)]
+    starts = np.arange(config.source_vocab_size + 1, dtype=np.int64) * of_each
+    return Shortlist(always=frequent, starts=starts, tokens=np.concatenate(lists).astype(np.int32))
+
+
+def whole_shortlist(model: Transformer) -> Shortlist:
+    """Every token for every source."""
+    config = model.config
+    selectable = np.setdiff1d(np.arange(config.target_vocab_size, dtype=np.int64), config.suppressed_ids)
+    starts = np.zeros(config.source_vocab_size + 1, np.int64)
+    return Shortlist(always=selectable, starts=starts, tokens=np.zeros(0, np.int32))
