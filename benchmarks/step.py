@@ -1,6 +1,7 @@
 """Time one decoder step, the heads and the encoder of bundles on ONNX Runtime, CPU.
 
     python benchmarks/step.py BUNDLE [BUNDLE ...] [--rows 1 8 32 64] [--threads 1 2] [--rounds 60]
+        [--shortlist]
 
 Bundles and thread counts are interleaved round by round, so that other load on the machine meets them alike; medians
 and minima are printed, in milliseconds.
@@ -55,32 +56,36 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--shortlist", action="store_true", help="with the bundles' shortlists beside each without")
     arguments = parser.parse_args()
     bundles = [Bundle.open(path) for path in arguments.bundles]
     vocab = min(min(bundle.manifest.dims.source_vocab, bundle.manifest.dims.target_vocab) for bundle in bundles)
     runners = {
-        (number, threads): OrtCpuRunner.open(bundle, threads=threads, max_rows=max(arguments.rows))
+        (number, threads, shortlist): OrtCpuRunner.open(
+            bundle, threads=threads, max_rows=max(arguments.rows), shortlist=shortlist
+        )
         for threads in arguments.threads
         for number, bundle in enumerate(bundles)
+        for shortlist in ((False, True) if arguments.shortlist else (False,))
     }
     print(f"milliseconds, median / minimum of {arguments.rounds} rounds")
-    print(f"{'rows':>5} {'threads':>8} {'model':>26}" + "".join(f"{part:>18}" for part in PARTS))
+    print(f"{'rows':>5} {'threads':>8} {'model':>36}" + "".join(f"{part:>18}" for part in PARTS))
     for rows in arguments.rows:
-        seconds: dict[tuple[int, int, str], list[float]] = defaultdict(list)
+        seconds: dict[tuple[int, int, bool, str], list[float]] = defaultdict(list)
         for runner in runners.values():
             fill(runner, rows=rows, vocab=vocab)
         for _ in range(arguments.rounds):
-            for (number, threads), runner in runners.items():
+            for which, runner in runners.items():
                 for part, run in parts_of(runner, rows=rows, vocab=vocab).items():
                     began = time.perf_counter()
                     run()
-                    seconds[number, threads, part].append(time.perf_counter() - began)
-        for number, threads in runners:
-            taken = [seconds[number, threads, part] for part in PARTS]
+                    seconds[*which, part].append(time.perf_counter() - began)
+        for number, threads, shortlist in runners:
+            taken = [seconds[number, threads, shortlist, part] for part in PARTS]
             cells = [f"{np.median(times) * 1e3:.3f} / {min(times) * 1e3:.3f}" for times in taken]
             manifest = bundles[number].manifest
-            model = f"{manifest.architecture} {manifest.precision('cpu')}"
-            print(f"{rows:>5} {threads:>8} {model:>26}" + "".join(f"{cell:>18}" for cell in cells))
+            model = f"{manifest.architecture} {manifest.precision('cpu')}{' shortlist' if shortlist else ''}"
+            print(f"{rows:>5} {threads:>8} {model:>36}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ class OrtCpuRunner:
     caches, the step and the heads.
     """
 
-    name = "onnxruntime-cpu"
-
     def __init__(self, bundle: Bundle, sessions: Sessions, *, max_rows: int, max_candidates: int) -> None:
         """Allocate the buffers; see ``open``."""
         manifest = bundle.manifest
         dims = manifest.dims
+        self.shortlisted = sessions.shortlisted
+        self.name = "onnxruntime-cpu-shortlist" if self.shortlisted else "onnxruntime-cpu"
         self.precision = manifest.precision(TARGET)
         self._dims = dims
         self._encoder = sessions.encoder
@@ -58,13 +58,23 @@ class OrtCpuRunner:
         self._closed = False
 
     @classmethod
-    def open(cls, bundle: Bundle, *, threads: int, max_rows: int = 64, max_candidates: int = 32) -> OrtCpuRunner:
+    def open(
+        cls, bundle: Bundle, *, threads: int, max_rows: int = 64, max_candidates: int = 32, shortlist: bool = False
+    ) -> OrtCpuRunner:
         """Load a bundle's graphs for one runner; arguments as of ``open_workers``."""
-        return cls.open_workers(bundle, workers=1, threads=threads, max_rows=max_rows, max_candidates=max_candidates)[0]
+        sizes = {"max_rows": max_rows, "max_candidates": max_candidates}
+        return cls.open_workers(bundle, workers=1, threads=threads, **sizes, shortlist=shortlist)[0]
 
     @classmethod
     def open_workers(
-        cls, bundle: Bundle, *, workers: int, threads: int, max_rows: int = 64, max_candidates: int = 32
+        cls,
+        bundle: Bundle,
+        *,
+        workers: int,
+        threads: int,
+        max_rows: int = 64,
+        max_candidates: int = 32,
+        shortlist: bool = False,
     ) -> tuple[OrtCpuRunner, ...]:
         """Load a bundle's graphs once, for several runners.
 
@@ -74,15 +84,17 @@ class OrtCpuRunner:
             threads: that a step of a large model uses while its runner is alone; all else uses one.
             max_rows: most live rows of a step, for each runner.
             max_candidates: largest ``k`` of ``top_k``; lowered to the number of tokens that every row may choose.
+            shortlist: whether each row chooses from the list of its own source only.
 
         Raises:
-            BundleError: the bundle has no graphs for ``cpu``, or they do not follow the contract.
+            BundleError: the bundle has no graphs for ``cpu``, or they do not follow the contract; or it has no
+                shortlist, and one was asked for.
         """
         numbers = {"workers": workers, "threads": threads, "max_rows": max_rows, "max_candidates": max_candidates}
         for argument, value in numbers.items():
             if value < 1:
                 raise ValueError(f"{argument}: got {value}, wanted at least 1")
-        sessions = Sessions.load(bundle, threads=threads, workers=workers)
+        sessions = Sessions.load(bundle, threads=threads, workers=workers, shortlist=shortlist)
         return tuple(cls(bundle, sessions, max_rows=max_rows, max_candidates=max_candidates) for _ in range(workers))
 
     def encode(self, *, sources: IntArray, lengths: IntArray, rows: IntArray) -> None:
@@ -168,7 +180,10 @@ class OrtCpuRunner:
         return self._vocabulary.top_k(rows, k)
 
     def logits(self) -> FloatArray:
-        """Raw logits of the last step: float32 [rows, target_vocab_size], which the next step may overwrite."""
+        """Raw logits of the last step: float32 [rows, target_vocab_size], which the next step may overwrite.
+
+        With a shortlist, -inf for all tokens that are not in the row's list.
+        """
         rows = self._stepped_rows()
         return self._vocabulary.logits(rows)
 

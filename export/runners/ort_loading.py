@@ -12,6 +12,7 @@ from typing import Any
 from export import contract
 from export.bundle import Bundle, BundleError
 from export.runners.ort_session import open_session
+from export.runners.shortlist import ShortlistedVocabulary, read_projection
 from export.runners.vocabulary import FullVocabulary, Vocabulary
 
 _log = logging.getLogger(__name__)
@@ -62,27 +63,42 @@ class Sessions:
         encoder: its session.
         step: its sessions.
         vocabulary: makes what a runner's rows choose from, for its ``max_rows`` and ``max_candidates``.
+        shortlisted: whether that is a shortlist.
     """
 
     encoder: Any
     step: StepSessions
     vocabulary: Callable[..., Vocabulary]
+    shortlisted: bool
 
     @classmethod
-    def load(cls, bundle: Bundle, *, threads: int, workers: int) -> Sessions:
+    def load(cls, bundle: Bundle, *, threads: int, workers: int, shortlist: bool) -> Sessions:
         """Load what runners of ``bundle`` need; arguments and errors as of ``OrtCpuRunner.open_workers``."""
         manifest = bundle.manifest
         contracts = contract.graph_contracts(manifest.dims, precision=manifest.precision(TARGET))
+        # First: whether the bundle has a shortlist shows before anything large is loaded.
+        step = contract.SHORTLISTED_STEP if shortlist else "step"
+        vocabulary = _shortlisted_vocabulary(bundle) if shortlist else None
 
         def load(name: str, *, threads: int = 1) -> Any:
             path = bundle.graph_path(TARGET, name)
-            return open_session(path, contract=contracts[name], threads=threads, arena=name != "step")
+            return open_session(path, contract=contracts[name], threads=threads, arena=name != step)
 
         # Waking another thread for a step or a head of a fraction of a millisecond costs more than it brings.
         of_step = 1 if manifest.parameter_count < _ONE_THREAD_PARAMETERS else threads
-        steps = StepSessions(
-            load("step", threads=of_step), None if of_step == 1 or workers == 1 else lambda: load("step")
-        )
+        steps = StepSessions(load(step, threads=of_step), None if of_step == 1 or workers == 1 else lambda: load(step))
         # The smaller one last: while a session packs its weights, what it has read of them is in memory too.
         encoder = load("encoder", threads=threads if workers == 1 else 1)
-        return cls(encoder, steps, partial(FullVocabulary, manifest, argmax=load("argmax"), top_k=load("top_k")))
+        if vocabulary is None:
+            vocabulary = partial(FullVocabulary, manifest, argmax=load("argmax"), top_k=load("top_k"))
+        return cls(encoder, steps, vocabulary, shortlist)
+
+
+def _shortlisted_vocabulary(bundle: Bundle) -> Callable[..., Vocabulary]:
+    manifest, shortlist = bundle.manifest, bundle.shortlist()
+    if shortlist is None:
+        wanted = "one for --shortlist: `dragoman export --shortlist PARALLEL` learns it"
+        raise BundleError(f"{bundle.path}: got a bundle without a shortlist, wanted {wanted}")
+    path = bundle.graph_path(TARGET, contract.SHORTLISTED_STEP).with_name(contract.OUTPUT_FILE)
+    projection = read_projection(path, manifest.dims, precision=manifest.precision(TARGET))
+    return partial(ShortlistedVocabulary, shortlist, projection, manifest.dims)

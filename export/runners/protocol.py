@@ -48,7 +48,8 @@ class Candidates(NamedTuple):
 
     Attributes:
         ids: int64 [rows, k].
-        log_probs: float32 [rows, k], natural logarithms over the whole vocabulary.
+        log_probs: float32 [rows, k], natural logarithms over the whole vocabulary, or with a shortlist over the row's
+            own list.
     """
 
     ids: IntArray
@@ -67,6 +68,10 @@ class Runner(Protocol):
     @property
     def name(self) -> str:
         """As Model.runner of the wire contract, for example ``onnxruntime-cpu``."""
+
+    @property
+    def shortlisted(self) -> bool:
+        """Whether each row chooses only from the tokens that its own source may become: all others are not there."""
 
     @property
     def precision(self) -> str:
@@ -116,7 +121,7 @@ class Runner(Protocol):
         """The ``k`` best tokens of each row of the last step, with log-probs."""
 
     def logits(self) -> FloatArray:
-        """Raw logits of the last step: float32 [rows, target_vocab_size], nothing suppressed."""
+        """Raw logits of the last step: float32 [rows, target_vocab_size], nothing suppressed; -inf: not in its list."""
 
     def close(self) -> None:
         """Free what the runner holds; calling it again does nothing."""

@@ -76,6 +76,7 @@ class FakeRunner:
     """Implements Runner over ``rule``; ``failing_encodes`` and ``failing_steps`` name calls, from 1, that raise."""
 
     name = "fake"
+    shortlisted = False
     precision = "fp32"
 
     def __init__(

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from export import contract
 from export.bundle import Bundle
+from export.exporter import Precision
 from export.runners.ort_cpu import OrtCpuRunner
 from model.reference import ReferenceOptions, beam_search, greedy_search
 from model.transformer import Transformer
@@ -23,12 +25,14 @@ from server.decoding.sequence import Outcome, Result
 from server.decoding.waiting import Order
 from tests.decoding.desk import Job, make_job
 from tests.decoding.fake_runner import END, PAD, START
-from tests.export.tiny import export_model, random_model, sources_of
+from tests.export.tiny import export_model, random_model, shortlist_of, sources_of
 
 LENGTHS = (1, 3, 9, 14, 2, 25, 7, 18, 5, 11)
 BEAM_SIZES = (1, 4, 1, 2, 3)
 FORCED = ((), (17,), (), (40, 5), (9,), (), ())
 MAX_OUTPUT_TOKENS = 20
+# Of precision, and whether each row chooses from its source's own list.
+KINDS = ["fp32", "int8", "fp32-shortlist", "int8-shortlist"]
 LONG_S = 60.0
 # Large enough that ONNX Runtime divides matrix products among its threads, and the long sums in them into parts.
 WIDE = {"d_model": 128, "ffn_dim": 512, "source_vocab_size": 1001, "target_vocab_size": 1001, "max_positions": 300}
@@ -40,17 +44,26 @@ def model() -> Transformer:
     return random_model()
 
 
+def export_both(model: Transformer, folder: Path, **lists: int) -> dict[str, Bundle]:
+    """A bundle of each precision, with a shortlist."""
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    shortlist = shortlist_of(model, **lists)
+    return {
+        precision: export_model(model, folder / precision, precision=precision, shortlist=shortlist)
+        for precision in precisions
+    }
+
+
+def open_kind(bundles: Mapping[str, Bundle], kind: str, **settings: int) -> tuple[OrtCpuRunner, ...]:
+    precision, _, shortlist = kind.partition("-")
+    return OrtCpuRunner.open_workers(bundles[precision], shortlist=bool(shortlist), **settings)
+
+
 @pytest.fixture(scope="module")
 def runners(model: Transformer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, OrtCpuRunner]]:
-    """One of each precision."""
-    folder = tmp_path_factory.mktemp("loop")
-    opened = {
-        bundle.manifest.precision("cpu"): OrtCpuRunner.open(bundle, threads=1, max_rows=12)
-        for bundle in (
-            export_model(model, folder / "fp32"),
-            export_model(model, folder / "int8", precision="int8"),
-        )
-    }
+    """One of each kind."""
+    bundles = export_both(model, tmp_path_factory.mktemp("loop"), of_each=9, always=12)
+    opened = {kind: open_kind(bundles, kind, workers=1, threads=1, max_rows=12)[0] for kind in KINDS}
     yield opened
     for runner in opened.values():
         runner.close()
@@ -83,12 +96,10 @@ def decode(runner: OrtCpuRunner, jobs: list[Job], *, rounds_between: int) -> Non
         loop.run_round()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rounds_between", [0, 3])
-def test_a_running_batch_equals_one_at_a_time(
-    runners: dict[str, OrtCpuRunner], rounds_between: int, precision: str
-) -> None:
-    runner = runners[precision]
+def test_a_running_batch_equals_one_at_a_time(runners: dict[str, OrtCpuRunner], rounds_between: int, kind: str) -> None:
+    runner = runners[kind]
     together, alone = make_jobs(), make_jobs()
     decode(runner, together, rounds_between=rounds_between)
     for job in alone:
@@ -132,12 +143,7 @@ def threads_for_small_models_too() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def wide_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     """One of each precision."""
-    model, folder = random_model(**WIDE), tmp_path_factory.mktemp("workers")
-    bundles = [
-        export_model(model, folder / "fp32"),
-        export_model(model, folder / "int8", precision="int8"),
-    ]
-    return {bundle.manifest.precision("cpu"): bundle for bundle in bundles}
+    return export_both(random_model(**WIDE), tmp_path_factory.mktemp("workers"), of_each=30, always=20)
 
 
 @pytest.fixture(scope="module")
@@ -145,15 +151,15 @@ def alone(wide_bundles: Mapping[str, Bundle]) -> Callable[..., list[Result]]:
     """What each of the jobs gives on a fresh runner of its own."""
     known: dict[tuple[str, int], list[Result]] = {}
 
-    def results(precision: str, *, threads: int) -> list[Result]:
-        if (precision, threads) not in known:
+    def results(kind: str, *, threads: int) -> list[Result]:
+        if (kind, threads) not in known:
             jobs = make_various_jobs()
             for job in jobs:
-                runner = OrtCpuRunner.open(wide_bundles[precision], threads=threads, max_rows=4)
+                (runner,) = open_kind(wide_bundles, kind, workers=1, threads=threads, max_rows=4)
                 decode(runner, [job], rounds_between=0)
                 runner.close()
-            known[precision, threads] = [job.result for job in jobs]
-        return known[precision, threads]
+            known[kind, threads] = [job.result for job in jobs]
+        return known[kind, threads]
 
     return results
 
@@ -184,8 +190,8 @@ def make_leavers(count: int) -> list[Job]:
     ]
 
 
-def open_pair(bundle: Bundle) -> tuple[OrtCpuRunner, ...]:
-    runners = OrtCpuRunner.open_workers(bundle, workers=2, threads=2, max_rows=12)
+def open_pair(bundles: Mapping[str, Bundle], kind: str) -> tuple[OrtCpuRunner, ...]:
+    runners = open_kind(bundles, kind, workers=2, threads=2, max_rows=12)
     step = runners[0]._step
     step.of(alone=False)  # begins to load it
     for thread in threading.enumerate():
@@ -259,12 +265,13 @@ def submit_at_random_moments(loop: DecodeLoop, moments: Moments, jobs: list[Job]
 
 
 @pytest.mark.parametrize("order", list(Order))
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_workers_with_random_joins_and_leaves_equal_one_at_a_time(
-    wide_bundles: Mapping[str, Bundle], alone: Callable[..., list[Result]], precision: str, order: Order
+    wide_bundles: Mapping[str, Bundle], alone: Callable[..., list[Result]], kind: str, order: Order
 ) -> None:
-    assert (contract.cache_dtype(precision) == np.int8) == (precision == "int8")
-    runners, moments = open_pair(wide_bundles[precision]), Moments()
+    runners, moments = open_pair(wide_bundles, kind), Moments()
+    assert (contract.cache_dtype(runners[0].precision) == np.int8) == kind.startswith("int8")
+    assert runners[0].shortlisted == kind.endswith("shortlist")
     loop = pair_loop(runners, order=order, observer=moments)
     jobs, leavers = make_various_jobs(), make_leavers(12)
     first, later = jobs[:13], jobs[13:]  # at least 13 rows: too many for one worker
@@ -283,7 +290,7 @@ def test_two_workers_with_random_joins_and_leaves_equal_one_at_a_time(
     for runner in runners:
         runner.close()
     # Scores too, and to the last bit.
-    assert [job.result for job in jobs] == alone(precision, threads=1)
+    assert [job.result for job in jobs] == alone(kind, threads=1)
 
 
 class FickleCrew(Crew):
@@ -299,12 +306,12 @@ class FickleCrew(Crew):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_core_or_all_cores_from_step_to_step_changes_nothing(
-    wide_bundles: Mapping[str, Bundle], alone: Callable[..., list[Result]], precision: str, seed: int
+    wide_bundles: Mapping[str, Bundle], alone: Callable[..., list[Result]], kind: str, seed: int
 ) -> None:
     draw = random.Random(seed)
-    runners = open_pair(wide_bundles[precision])
+    runners = open_pair(wide_bundles, kind)
     loop = pair_loop(runners, crew=FickleCrew(seed))
     jobs, leavers = make_various_jobs(), make_leavers(12)
     for place, job in enumerate(jobs):
@@ -318,11 +325,11 @@ def test_one_core_or_all_cores_from_step_to_step_changes_nothing(
         loop.run_round()
     for runner in runners:
         runner.close()
-    assert [job.result for job in jobs] == alone(precision, threads=1)
+    assert [job.result for job in jobs] == alone(kind, threads=1)
     assert {leaver.outcome for leaver in leavers} <= {Outcome.CANCELLED, Outcome.FINISHED}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_a_text_alone_is_the_same_on_one_core_and_on_two(alone: Callable[..., list[Result]], precision: str) -> None:
-    assert alone(precision, threads=1) == alone(precision, threads=2)
-    assert len({result.hypotheses[0].tokens for result in alone(precision, threads=1)}) > 20, "they are no two alike"
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_alone_is_the_same_on_one_core_and_on_two(alone: Callable[..., list[Result]], kind: str) -> None:
+    assert alone(kind, threads=1) == alone(kind, threads=2)
+    assert len({result.hypotheses[0].tokens for result in alone(kind, threads=1)}) > 20, "they are no two alike"

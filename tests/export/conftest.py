@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from export.bundle import Bundle
+from export.bundle import Bundle, Shortlist
 from export.exporter import Precision
 from export.runners.ort_cpu import OrtCpuRunner
 from model.transformer import Transformer
@@ -19,11 +19,20 @@ from tests.export.tiny import export_model, random_model
 def open_runner(tmp_path: Path) -> Iterator[Callable[..., OrtCpuRunner]]:
     """Export a model and open its runner; all are closed at the end."""
     numbers = itertools.count()
-    opened = []
+    opened: list[OrtCpuRunner] = []
 
-    def open_one(model: Transformer, *, threads: int = 1, precision: Precision = "fp32", **limits: int) -> OrtCpuRunner:
-        bundle = export_model(model, tmp_path / f"bundle-{next(numbers)}", precision=precision)
-        opened.append(OrtCpuRunner.open(bundle, threads=threads, **limits))
+    def open_one(
+        model: Transformer,
+        *,
+        threads: int = 1,
+        precision: Precision = "fp32",
+        shortlist: Shortlist | None = None,
+        **limits: int,
+    ) -> OrtCpuRunner:
+        bundle = export_model(model, tmp_path / f"bundle-{next(numbers)}", precision=precision, shortlist=shortlist)
+        opened.extend(
+            OrtCpuRunner.open_workers(bundle, workers=1, threads=threads, shortlist=shortlist is not None, **limits)
+        )
         return opened[-1]
 
     yield open_one

@@ -137,6 +137,10 @@ def test_a_shortlist_is_learned_from_parallel_text(precision: str, checkpoint: P
     for sentence in SENTENCES:
         source = np.array(tokenizer.encode(sentence))
         assert set(source.tolist()) - set(manifest.suppressed_ids) <= set(shortlist.of_source(source).tolist())
+    runner = OrtCpuRunner.open(bundle, threads=1, shortlist=True)
+    runner.encode(sources=source[None], lengths=np.array([len(source)]), rows=np.array([0]))
+    runner.step(tokens=np.array([manifest.start_id]), positions=np.array([0]))
+    assert runner.argmax()[0] in shortlist.of_source(source)
 
 
 @pytest.mark.parametrize(
