@@ -44,6 +44,7 @@ class ServeConfig:
         threads: CPU threads of a step that is alone; 0: as many as the process may use.
         workers: steps of a model that may run beside each other, each on one thread; 0: as many as ``threads``.
         max_rows: most live rows of a step.
+        shortlist: whether each text is translated with the target tokens of its own shortlist alone.
         admission: the order in which waiting texts are admitted.
         max_queue: most texts of one model that may wait.
         max_contents: most texts of one request.
@@ -61,6 +62,7 @@ class ServeConfig:
     threads: int = 0
     workers: int = 0
     max_rows: int = 96
+    shortlist: bool = False
     admission: Order = Order.FAIR
     max_queue: int = 4096
     max_contents: int = 1024
@@ -169,6 +171,7 @@ SETTINGS = (
     Setting("threads", "threads", _whole_number(0, 1024), "CPU threads of a step (default: all it may use)", "N"),
     Setting("workers", "workers", _whole_number(0, 1024), "steps beside each other (default: as --threads)", "N"),
     Setting("max-rows", "max_rows", _whole_number(4, 512), "most live rows of a step (default: 96)", "N"),
+    Setting("shortlist", "shortlist", _switch, "choose from the target tokens that the bundle's shortlist names"),
     Setting("admission", "admission", _order, "fair or longest-first among waiting texts (default: fair)", "ORDER"),
     Setting("max-queue", "max_queue", _whole_number(1), "most texts of a model that may wait (default: 4096)", "N"),
     Setting("max-contents", "max_contents", _whole_number(1), "most texts of a request (default: 1024)", "N"),

@@ -8,6 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from export.bundle import Bundle, BundleError, Exam
 from export.runners.ort_cpu import OrtCpuRunner
+from export.runners.protocol import Runner
 from model.tokenizer import Tokenizer
 from server import log
 from server.config import ServeConfig
@@ -51,6 +52,7 @@ def open_model(bundle: Bundle, config: ServeConfig, metrics: Metrics, *, crew: C
         threads=config.step_threads,
         max_rows=config.max_rows,
         max_candidates=2 * config.max_beam_size,
+        shortlist=config.shortlist,
     )
     limits = Limits.of(manifest, runners[0], config)
     if manifest.decoding.beam_size > limits.max_beam_size:
@@ -122,7 +124,7 @@ def admit(model: ServedModel, bundle: Bundle, config: ServeConfig) -> None:
     Raises:
         NotServableError: it may not.
     """
-    model.exam, complaint = _valid_exam(bundle, runner=model.runner.name, precision=model.runner.precision)
+    model.exam, complaint = _valid_exam(bundle, model.runner)
     if complaint and not config.allow_uncertified:
         raise NotServableError(complaint)
     if complaint:
@@ -133,17 +135,18 @@ def admit(model: ServedModel, bundle: Bundle, config: ServeConfig) -> None:
     model.state = ModelState.SERVING
 
 
-def _valid_exam(bundle: Bundle, *, runner: str, precision: str) -> tuple[Exam | None, str]:
-    """The bundle's newest passed exam for this runner and precision, or why there is none."""
-    where = f"{bundle.path}: not certified for {runner} {precision}"
-    hint = "run `dragoman verify` or pass --allow-uncertified"
+def _valid_exam(bundle: Bundle, runner: Runner) -> tuple[Exam | None, str]:
+    """The bundle's newest passed exam for this runner and its precision, or why there is none."""
+    where = f"{bundle.path}: not certified for {runner.name} {runner.precision}"
+    verify = "dragoman verify --shortlist" if runner.shortlisted else "dragoman verify"
+    hint = f"run `{verify}` or pass --allow-uncertified"
     try:
         exams = bundle.certificate()
         for exam in exams:
             Timestamp().FromJsonString(exam.verify_time)
     except (BundleError, ValueError) as error:
         return None, f"{where}: certificate.json cannot be read: {error}"
-    fitting = [exam for exam in exams if (exam.runner, exam.precision) == (runner, precision)]
+    fitting = [exam for exam in exams if (exam.runner, exam.precision) == (runner.name, runner.precision)]
     if not fitting:
         return None, f"{where}: no such exam; {hint}"
     current = [exam for exam in fitting if exam.manifest_sha256 == bundle.digest]
@@ -152,7 +155,7 @@ def _valid_exam(bundle: Bundle, *, runner: str, precision: str) -> tuple[Exam | 
     passed = [exam for exam in current if exam.passed]
     if not passed:
         newest = max(current, key=lambda exam: exam.verify_time)
-        return None, f"{where}: the exam was failed: {'; '.join(newest.missed) or 'run `dragoman verify` to see why'}"
+        return None, f"{where}: the exam was failed: {'; '.join(newest.missed) or f'run `{verify}` to see why'}"
     return max(passed, key=lambda exam: exam.verify_time), ""
 
 
@@ -166,7 +169,8 @@ def _warm_up(model: ServedModel, bundle: Bundle) -> None:
         result = sit_exam(bundle, model.runner, sentences=_WARM_UP_SENTENCES)
     except (ExamError, BundleError) as error:
         raise NotServableError(f"{bundle.path}: warm-up exam: {error}") from error
-    thresholds = Thresholds.for_warm_up(model.runner.precision, model.exam)
+    runner = model.runner
+    thresholds = Thresholds.for_warm_up(runner.precision, model.exam, shortlisted=runner.shortlisted)
     missed = [figure.complaint(name_option=False) for figure in result.judged(thresholds) if not figure.holds]
     if missed:
         raise NotServableError(f"{bundle.path}: warm-up exam failed: {'; '.join(missed)}")

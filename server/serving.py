@@ -146,6 +146,7 @@ def _log_start(config: ServeConfig, registry: Registry, *, listen: Address, metr
         threads=config.step_threads,
         workers=config.worker_count,
         rows=config.max_rows,
+        shortlist=config.shortlist,
         admission=config.admission.value,
         cache_bytes=cache_bytes,
         memory_limit_bytes=memory_bytes,

@@ -37,6 +37,7 @@ class Request:
         references: people's translations of the golden set, line by line; None: those it holds.
         out: certificate to write; None: the bundle's.
         threads: CPU threads; None: all this process may use.
+        shortlist: whether the runner is to choose from the bundle's shortlist.
         min_exact_rate: least token-exact rate; None: as ``Thresholds.of_precision`` says.
         max_log_prob_difference: most difference of a token's log-prob; None: likewise.
         max_bleu_loss: most BLEU below the reference decoder's; None: likewise.
@@ -47,6 +48,7 @@ class Request:
     references: Path | None = None
     out: Path | None = None
     threads: int | None = None
+    shortlist: bool = False
     min_exact_rate: float | None = None
     max_log_prob_difference: float | None = None
     max_bleu_loss: float | None = None
@@ -85,19 +87,20 @@ def _certificate_path(request: Request) -> Path:
     return request.path / CERTIFICATE_FILE
 
 
-def open_runner(bundle: Bundle, *, threads: int) -> Runner:
+def open_runner(bundle: Bundle, *, threads: int, shortlist: bool) -> Runner:
     """The runner at hand for this bundle."""
-    return OrtCpuRunner.open(bundle, threads=threads)
+    return OrtCpuRunner.open(bundle, threads=threads, shortlist=shortlist)
 
 
 def _sit_and_report(bundle: Bundle, request: Request) -> Exam:
-    runner = open_runner(bundle, threads=request.threads or cpu_count())
+    runner = open_runner(bundle, threads=request.threads or cpu_count(), shortlist=request.shortlist)
     print(f"bundle  {bundle.manifest.name}, digest {bundle.digest}")
     print(f"runner  {runner.name}, {runner.precision}, on {describe_device()}")
     print(f"tools   {', '.join(f'{name} {version}' for name, version in _tool_versions().items())}")
     measured = _measure_all(bundle, runner, request)
     thresholds = Thresholds.of_precision(
         runner.precision,
+        shortlisted=runner.shortlisted,
         min_exact_rate=request.min_exact_rate,
         max_log_prob_difference=request.max_log_prob_difference,
         max_bleu_loss=request.max_bleu_loss,

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from functools import partial
 
 from export.bundle import Bundle, GoldenHypothesis, GoldenSentence, Manifest
 from export.runners.protocol import Runner, RunnerError, ShapeError
@@ -33,7 +34,8 @@ class ExamResult:
         sentences: golden sentences asked.
         token_exact_rate: share of sentences whose greedy and beam token ids all equal the reference's; exceptions
             count as equal.
-        max_log_prob_difference: largest difference of a log-prob that the golden set holds, teacher-forced.
+        max_log_prob_difference: largest difference of a log-prob that the golden set holds, teacher-forced; of those
+            that are in the runner's shortlist, where it has one.
         max_score_difference: largest difference of a score, over outputs that equal the reference's.
         exceptions: differences that the reference's own gap excuses.
         faults: all other differences.
@@ -190,14 +192,18 @@ def _log_prob_errors(
     for step in teacher_forced(runner, outputs, start_id=manifest.start_id, pad_id=manifest.pad_id):
         golden, error = pairs[step.output][1], worst[step.output]
         chosen = outputs[step.output].chosen[step.position]
-        of_chosen = _difference(step.log_probs[chosen], golden.log_probs[step.position])
+        difference = partial(_difference, shortlisted=runner.shortlisted)
+        of_chosen = difference(step.log_probs[chosen], golden.log_probs[step.position])
         error.of_chosen = max(error.of_chosen, of_chosen)
-        best = (_difference(step.log_probs[token], wanted) for token, wanted in golden.best[step.position])
+        best = (difference(step.log_probs[token], wanted) for token, wanted in golden.best[step.position])
         error.of_any = max(error.of_any, of_chosen, *best)
     return list(zip(worst[::2], worst[1::2], strict=True))
 
 
-def _difference(got: float, wanted: float) -> float:
+def _difference(got: float, wanted: float, *, shortlisted: bool) -> float:
+    """By how much a log-prob differs; 0.0 for a token that is not in the runner's shortlist."""
+    if shortlisted and got == -math.inf:
+        return 0.0
     if not math.isfinite(got):
         raise ExamError(f"log-prob of a golden token: got {got}, wanted a finite number")
     return abs(float(got) - wanted)

@@ -75,22 +75,24 @@ class Thresholds:
         cls,
         precision: str,
         *,
+        shortlisted: bool = False,
         min_exact_rate: float | None = None,
         max_log_prob_difference: float | None = None,
         max_bleu_loss: float | None = None,
     ) -> Thresholds:
         """What a runner of this precision has to reach.
 
-        float32 has to give the reference's tokens. A precision that rounds is held to the quality of its texts: it may
-        lose ``MAX_BLEU_LOSS`` on people's translations.
+        float32 has to give the reference's tokens. A precision that rounds, or a choice from a shortlist, is held to
+        the quality of its texts: it may lose ``MAX_BLEU_LOSS`` on people's translations.
 
         Args:
             precision: of the matrix products.
+            shortlisted: whether the runner chooses from a shortlist.
             min_exact_rate: asked in any case; None: as said above.
             max_log_prob_difference: asked in any case; None: 1e-3 of float32. A score may differ by ten times that.
             max_bleu_loss: asked in any case; None: as said above.
         """
-        if precision in _EXACT_PRECISIONS:
+        if precision in _EXACT_PRECISIONS and not shortlisted:
             log_prob = _MAX_LOG_PROB_DIFFERENCE if max_log_prob_difference is None else max_log_prob_difference
             return cls(
                 min_exact_rate=1.0 if min_exact_rate is None else min_exact_rate,
@@ -105,14 +107,15 @@ class Thresholds:
         )
 
     @classmethod
-    def for_warm_up(cls, precision: str, exam: Exam | None) -> Thresholds:
+    def for_warm_up(cls, precision: str, exam: Exam | None, *, shortlisted: bool = False) -> Thresholds:
         """What a few golden sentences have to show before a model serves: what its certificate says, no worse.
 
         Args:
             precision: of the matrix products.
             exam: the passed exam; None: there is none, and a precision that rounds has promised nothing.
+            shortlisted: whether the runner chooses from a shortlist, which promises no more.
         """
-        own = cls.of_precision(precision)
+        own = cls.of_precision(precision, shortlisted=shortlisted)
         if exam is None:
             return cls(
                 min_exact_rate=own.min_exact_rate,

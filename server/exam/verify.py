@@ -25,24 +25,28 @@ def add_verify_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
         "--threads", type=_positive, metavar="N", help="CPU threads (default: all this process may use)"
     )
     verify.add_argument(
+        "--shortlist", action="store_true", help="as `dragoman serve --shortlist` would run it, in an exam of its own"
+    )
+    verify.add_argument(
         "--min-exact",
         type=_rate,
         metavar="R",
-        help="least share of sentences with the reference's token ids, 0 to 1 (default: 1 for fp32, else not asked)",
+        help="least share of sentences with the reference's token ids, 0 to 1 (default: 1 for fp32 without "
+        "--shortlist, else not asked)",
     )
     verify.add_argument(
         "--max-log-prob-difference",
         type=_finite,
         metavar="D",
-        help="most by which a token's log-prob may differ from the reference decoder's (default: 0.001 for fp32, else "
-        "not asked)",
+        help="most by which a token's log-prob may differ from the reference decoder's (default: 0.001 for fp32 "
+        "without --shortlist, else not asked)",
     )
     verify.add_argument(
         "--max-bleu-loss",
         type=_finite,
         metavar="B",
         help="most BLEU below the reference decoder's, judged on the set with the most translations by people "
-        "(default: not asked of fp32, else 0.2)",
+        "(default: not asked of fp32 without --shortlist, else 0.2)",
     )
     verify.set_defaults(run=run_verify)
 
@@ -84,6 +88,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         references=arguments.references,
         out=arguments.out,
         threads=arguments.threads,
+        shortlist=arguments.shortlist,
         min_exact_rate=arguments.min_exact,
         max_log_prob_difference=arguments.max_log_prob_difference,
         max_bleu_loss=arguments.max_bleu_loss,

@@ -285,3 +285,27 @@ def test_an_output_that_goes_on_differs_from_one_that_ended() -> None:
     difference = grade(got, golden_beam(-0.2), sentence=1, search="greedy", eos_id=END, log_prob_error=0.0)
     assert difference is not None
     assert (difference.step, difference.wanted, difference.got) == (2, END, 7)
+
+
+class Listed(FakeRunner):
+    """Lets some tokens alone."""
+
+    left_out: tuple[int, ...] = ()
+
+    def logits(self) -> FloatArray:
+        logits = super().logits().copy()
+        logits[:, self.left_out] = -np.inf
+        return logits
+
+
+def test_tokens_that_are_in_no_shortlist_have_no_log_prob_to_compare(bundle: Bundle, rule: Rule) -> None:
+    golden = bundle.golden()
+    chosen = {token for sentence in golden for token in sentence.greedy.ids}
+    runner = Listed(rule)
+    runner.left_out = (min(chosen),)
+    with pytest.raises(ExamError, match="got -inf, wanted a finite number"):
+        sit_exam(bundle, runner)
+    runner.shortlisted = True
+    result = sit_exam(bundle, runner)
+    assert 0.0 < result.max_log_prob_difference < 20.0, "the others share what it leaves"
+    assert result.token_exact_rate < 1.0

@@ -46,6 +46,7 @@ def test_float32_is_exact_and_what_rounds_is_held_to_its_texts() -> None:
     assert loud == {"min_exact_rate": 1.0, "max_log_prob_difference": 0.5, "max_score_difference": 5.0}
     for precision in ("int8", "fp16", "bf16"):
         assert Thresholds.of_precision(precision).record() == {"max_bleu_loss": 0.2}
+    assert Thresholds.of_precision("fp32", shortlisted=True).record() == {"max_bleu_loss": 0.2}
     given = Thresholds.of_precision("int8", min_exact_rate=0.9, max_bleu_loss=0.0)
     assert given.record() == {"min_exact_rate": 0.9, "max_bleu_loss": 0.0}
 
@@ -78,3 +79,4 @@ def test_a_warm_up_holds_a_model_to_what_its_certificate_says() -> None:
 def test_without_a_certificate_float32_is_still_exact_and_what_rounds_has_promised_nothing() -> None:
     assert Thresholds.for_warm_up("fp32", None) == Thresholds.of_precision("fp32")
     assert Thresholds.for_warm_up("int8", None).record() == {}
+    assert Thresholds.for_warm_up("fp32", None, shortlisted=True).record() == {}

@@ -50,6 +50,15 @@ def test_workers_and_admission_by_flag_variable_and_file(tmp_path: Path) -> None
     assert config_of("--workers", "0").workers == 0, "as many as threads"
 
 
+def test_a_shortlist_is_asked_for_by_flag_variable_or_file(tmp_path: Path) -> None:
+    file = tmp_path / "dragoman.toml"
+    file.write_text("shortlist = true\n")
+    assert not config_of().shortlist
+    assert config_of("--shortlist").shortlist
+    assert config_of("--config", str(file)).shortlist
+    assert not config_of("--config", str(file), environ={"DRAGOMAN_SHORTLIST": "no"}).shortlist
+
+
 def test_variables_that_kubernetes_sets_are_left_alone() -> None:
     assert (
         config_of(environ={"DRAGOMAN_PORT": "tcp://10.0.0.1:50051", "DRAGOMAN_SERVICE_HOST": "10.0.0.1"})
