@@ -253,8 +253,7 @@ class Int8:
         del width  # the operator finds out
         found = self._input_range(name)
         scale, zero_point = graph.constant(found.scale, np.float32), graph.constant(found.zero_point, np.uint8)
-        levels = graph.op("QuantizeLinear", x, scale, zero_point)
-        inputs = (levels, "output_weight", scale, "output_scales", zero_point, "", "output_bias")
+        inputs = (_rounded(graph, x, found), "output_weight", scale, "output_scales", zero_point, "", "output_bias")
         return graph.op("MatMulIntegerToFloat", *inputs, output=result, domain=MICROSOFT)
 
     def output_arrays(self, linear: Linear) -> dict[str, NDArray[Any]]:
