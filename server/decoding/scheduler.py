@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,8 +56,7 @@ class Running:
         self.position += 1
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(NamedTuple):
     """The inputs of one step.
 
     Attributes:
@@ -139,6 +139,16 @@ class Scheduler:
             return Placement(tokens, positions, None)
         old = [row if parent == NEW else parent for row, parent in zip(rows, parents, strict=True)]
         return Placement(tokens, positions, _by_row(rows, old))
+
+    def step_on(self, last: Placement) -> Placement | None:
+        """The step after ``last`` for the same sequences; None: a hypothesis has to change its row."""
+        tokens = [0] * len(last.tokens)
+        for running in self.running:
+            if running.parents != running.rows:
+                return None
+            for row, token in zip(running.rows, running.tokens, strict=True):
+                tokens[row] = token
+        return Placement(np.array(tokens, np.int64), last.positions + 1, None)
 
 
 def _by_row(rows: Items[int], values: Items[int]) -> IntArray:

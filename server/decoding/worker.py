@@ -21,6 +21,7 @@ from server.decoding.waiting import WaitingQueue
 
 _log = logging.getLogger(__name__)
 _FAILED_AFTER_ROUNDS = 3
+_STEPS_OF_A_ROUND = 16  # few enough that a stop is heard soon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,21 +114,29 @@ class Worker:
             crew.begin()
             try:
                 while self.has_work and not stopping():
-                    self.run_round()
+                    self.run_round(most_steps=_STEPS_OF_A_ROUND)
             finally:
                 crew.end()
 
-    def run_round(self) -> None:
-        """Schedule, step, collect, once; never raises."""
+    def run_round(self, *, most_steps: int = 1) -> None:
+        """Schedule, step, collect; never raises.
+
+        Args:
+            most_steps: steps at most. A second one follows at once where there is nothing to schedule: every row just
+                goes on, nobody waits, and nobody is to be given up.
+        """
         shared = self._shared
         started_at = shared.clock()
-        freed_rows = 0
+        freed_rows = steps = 0
         try:
             placement = self._schedule(started_at)
-            if placement is not None:
+            while placement is not None:
                 ids, log_probs = self._step(placement)
                 freed_rows = self._collect(ids, log_probs)
                 self._failed_rounds = 0
+                steps += 1
+                as_before = steps < most_steps and not freed_rows and self._nothing_new()
+                placement = self._scheduler.step_on(placement) if as_before else None
         except Exception:
             _log.exception("a decoding round failed")
             self._fail()
@@ -171,6 +180,13 @@ class Worker:
         for batch in encoder_batches(begun) if begun else ():
             self._encode(batch)
         return placement
+
+    def _nothing_new(self) -> bool:
+        """Whether nobody waits or is to be given up."""
+        now = self.last_round_at = self._shared.clock()
+        return not self._shared.queue.rows and not any(
+            [running.sequence.given_up(now) for running in self._scheduler.running]
+        )
 
     def _give_up(self, now: float) -> list[tuple[Sequence, Outcome, Stage]]:
         """Take out of the queue and of what runs whatever was cancelled or has passed its deadline."""
