@@ -127,15 +127,16 @@ class Worker:
         """
         shared = self._shared
         started_at = shared.clock()
-        freed_rows = steps = 0
+        leaving: list[tuple[Running, Result]] = []
+        steps = 0
         try:
             placement = self._schedule(started_at)
             while placement is not None:
                 ids, log_probs = self._step(placement)
-                freed_rows = self._collect(ids, log_probs)
+                leaving = self._collect(ids, log_probs)
                 self._failed_rounds = 0
                 steps += 1
-                as_before = steps < most_steps and not freed_rows and self._nothing_new()
+                as_before = steps < most_steps and not leaving and self._nothing_new()
                 placement = self._scheduler.step_on(placement) if as_before else None
         except Exception:
             _log.exception("a decoding round failed")
@@ -144,7 +145,11 @@ class Worker:
         with shared.lock:
             at_work = sum(bool(worker.active_sequences) for worker in shared.workers if worker is not self) + 1
             seconds = (self.last_round_at - started_at) / at_work
+            freed_rows = sum(running.search.rows for running, _ in leaving)
             shared.throughput.round_ended(freed_rows=freed_rows, seconds=seconds)
+        # Last, so that whoever waits for a result finds its rows free, and this thread with nothing left to do.
+        for running, result in leaving:
+            shared.delivery.finish(running.sequence, result)
 
     def _share(self) -> int:
         """Rows in use up to which it is to admit."""
@@ -184,9 +189,9 @@ class Worker:
     def _nothing_new(self) -> bool:
         """Whether nobody waits or is to be given up."""
         now = self.last_round_at = self._shared.clock()
-        return not self._shared.queue.rows and not any(
-            [running.sequence.given_up(now) for running in self._scheduler.running]
-        )
+        if self._shared.queue.rows:
+            return False
+        return not any(running.sequence.given_up(now) for running in self._scheduler.running)
 
     def _give_up(self, now: float) -> list[tuple[Sequence, Outcome, Stage]]:
         """Take out of the queue and of what runs whatever was cancelled or has passed its deadline."""
@@ -230,8 +235,8 @@ class Worker:
         self._shared.observer.stepped(len(placement.tokens), clock() - started_at)
         return ids, log_probs
 
-    def _collect(self, ids: IntArray, log_probs: FloatArray | None) -> int:
-        """Let every search choose; what has finished leaves. Returns the rows that became free."""
+    def _collect(self, ids: IntArray, log_probs: FloatArray | None) -> list[tuple[Running, Result]]:
+        """Let every search choose; what has ended leaves, and is returned: nobody has been told yet."""
         shared = self._shared
         self._observe_tokens()
         # Plain lists, for a search reads a few numbers at a time.
@@ -254,14 +259,11 @@ class Worker:
                 staying.append(running)
             else:
                 leaving.append((running, Result(Outcome.FINISHED, running.search.hypotheses())))
-        # Rows and gauges first, so that whoever gets a result finds its rows free.
         if leaving:
             with shared.lock:
                 self._scheduler.running = staying
                 shared.observer.active_changed(shared.active_sequences)
-        for running, result in leaving:
-            shared.delivery.finish(running.sequence, result)
-        return sum(running.search.rows for running, _ in leaving)
+        return leaving
 
     def _observe_tokens(self) -> None:
         now = self._shared.clock()
