@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+import threading
+from functools import partial
 from pathlib import Path
 
 from benchmarks.peers.works import Outputs, Work
@@ -44,18 +45,26 @@ class Ours:
 
     def run(self, work: Work) -> Outputs:
         """Submit all sources at once and wait for the last output."""
-        futures: list[Future[Result]] = [Future() for _ in work.sources]
+        results: dict[int, Result] = {}
+        all_ended = threading.Event()
+
+        def finish(index: int, result: Result) -> None:
+            results[index] = result
+            if len(results) == len(work.sources):
+                all_ended.set()
+
         self._loop.submit(
             [
                 Job(
                     source,
                     SearchOptions(beam_size=work.beam_size, max_output_tokens=output),
-                    on_finished=future.set_result,
+                    on_finished=partial(finish, index),
                 )
-                for source, output, future in zip(work.sources, work.outputs, futures, strict=True)
+                for index, (source, output) in enumerate(zip(work.sources, work.outputs, strict=True))
             ]
         )
-        return Outputs(tuple(_best(future.result()) for future in futures))
+        all_ended.wait()
+        return Outputs(tuple(_best(results[index]) for index in range(len(work.sources))))
 
     def close(self) -> None:
         """End the loop's threads and free the graphs."""

@@ -100,29 +100,41 @@ class RowCaches:
             positions: tokens that each row takes over from its parent.
         """
         self._number_entries()
-        rows = [row for row, parent in enumerate(parents) if parent != row]
-        origins, ends = [parents[row] for row in rows], [positions[row] for row in rows]
-        longest = max(ends, default=0)
-        if longest:
-            entries = self._entries[origins, :longest]
-            differs = entries != self._entries[rows, :longest]
-            starts, changed = differs.argmax(axis=1).tolist(), differs.any(axis=1).tolist()
-            moves = zip(rows, origins, starts, ends, strict=True)
-            _move_rows(self.own, [move for move, differ in zip(moves, changed, strict=True) if differ])
-            self._entries[rows, :longest] = entries
+        moved = [(row, parent) for row, parent in enumerate(parents) if parent != row]
+        if not moved:
+            return
+        rows, origins = map(list, zip(*moved, strict=True))
+        end = max([positions[row] for row in rows])
         held = self._sources
-        self._move_sources([move for move in zip(rows, origins, strict=True) if held[move[0]] != held[move[1]]])
+        within = [move for move in moved if held[move[0]] == held[move[1]]]
+        across = [move for move in moved if held[move[0]] != held[move[1]]]
+        starts = self._where_rows_part(within, end=end)
+        _move_rows(
+            self.own,
+            [(*move, start, positions[move[0]]) for move, start in zip(within, starts, strict=True)]
+            + [(*move, 0, positions[move[0]]) for move in across],
+        )
+        self._entries[rows, :end] = self._entries[origins, :end]
+        if across:
+            self._move_sources(across)
+
+    def _where_rows_part(self, moves: Sequence[tuple[int, int]], *, end: int) -> list[int]:
+        """For each (to, from) the first place below ``end`` where the two rows differ; ``end``: nowhere."""
+        if not moves or not end:
+            return [end] * len(moves)
+        rows, origins = map(list, zip(*moves, strict=True))
+        same = self._entries[rows, :end] == self._entries[origins, :end]
+        starts: list[int] = np.where(same.all(axis=1), end, same.argmin(axis=1)).tolist()
+        return starts
 
     def _move_sources(self, moves: Sequence[tuple[int, int]]) -> None:
         """Copy the sources of some rows, each (to, from), all at once in effect."""
-        if not moves:
-            return
-        rows, origins = map(list, zip(*moves, strict=True))
-        lengths = self.source_lengths[origins]
-        _move_rows(self.cross, [(*move, 0, length) for move, length in zip(moves, lengths.tolist(), strict=True)])
-        self.cross_last[:, rows] = self.cross_last[:, origins]
-        self.source_lengths[rows] = lengths
-        for row, source in zip(rows, [self._sources[origin] for origin in origins], strict=True):
+        lengths = [int(self.source_lengths[origin]) for _, origin in moves]
+        sources = [self._sources[origin] for _, origin in moves]
+        _move_rows(self.cross, [(*move, 0, length) for move, length in zip(moves, lengths, strict=True)])
+        _move_rows(self.cross_last[:, :, :, None], [(*move, 0, 1) for move in moves])
+        for (row, _), length, source in zip(moves, lengths, sources, strict=True):
+            self.source_lengths[row] = length
             self._sources[row] = source
 
     def longest_source(self, rows: int) -> int:
