@@ -131,17 +131,14 @@ class Int8:
     Every projection is quantised, for every one gains. Medians on one thread of an EPYC with AVX-512 VNNI, float32
     against 8 bits, the rounding of the input included, in microseconds:
 
-    ============  ===========  ===========  =====
-
+    ============  ===========  ===========  ============
     in -> out     1 row        8 rows       64 rows
-    ============  ===========  ===========  =====
-
+    ============  ===========  ===========  ============
     256 -> 256    5.3 / 5.2    16 / 7       77 / 28
     256 -> 4096   57 / 32      170 / 63     1354 / 368
     512 -> 2048   55 / 25      158 / 55     1296 / 342
     512 -> 32128  2973 / 1212  5422 / 1910  21957 / 6410
-    ============  ===========  ===========  =====
-
+    ============  ===========  ===========  ============
 
     ONNX Runtime multiplies scales that come as a vector with the input's, anew in each run, at 3 ns an output. Those
     that come as [1, 1, out] it applies to the sums, with the bias in units of its scale; that reads and writes every
