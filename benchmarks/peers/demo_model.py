@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.peers.base_model import write_tokenizer
 from export.bundle import Bundle
-from export.graphs.flavour import PARTS
+from export.graphs.flavour import memory_caches
 from export.quantisation.ranges import MEMORY
 from model.checkpoint import Checkpoint, save_checkpoint
 from model.config import TransformerConfig
@@ -77,7 +77,7 @@ def _our_tensors(
     if name in _TOKEN_TABLES:
         yield _TOKEN_TABLES[name], values
     elif module == MEMORY:
-        places = [f"decoder.{layer}.cross_attention.{part}" for layer in range(decoder_layers) for part in PARTS]
+        places = memory_caches(decoder_layers)
         for place, piece in zip(places, np.split(values, len(places)), strict=True):
             yield f"{place}.{kind}", piece
     elif part == "query_key_value":

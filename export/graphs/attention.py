@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from export.graphs.builder import MICROSOFT, GraphBuilder
 from export.graphs.description import ModelDescription
-from export.graphs.flavour import PARTS
+from export.graphs.flavour import PARTS, memory_caches
 from export.graphs.number_format import NumberFormat
 
 _INPUTS_BEFORE_SCALES = 5  # of rotary embeddings, bias and sinks, which these models do not have
@@ -52,7 +52,7 @@ class OrtEncoderAttention:
         graph.op("Transpose", memory, perm=[2, 0, 3, 1, 4], output="cross")
         last = graph.op("GatherND", memory, self._last_index, batch_dims=1)
         last = graph.op("Transpose", last, perm=[1, 0, 2, 3])
-        names = [f"decoder.{layer}.cross_attention.{part}" for layer in range(self._layers) for part in PARTS]
+        names = memory_caches(self._layers)
         scales = [scale for name in names if (scale := self._numbers.cache_scale(name)) is not None]
         if scales:  # a multiple of the scale comes back as the level that it was
             last = graph.op("DequantizeLinear", last, graph.constant(scales, np.float32), axis=0)

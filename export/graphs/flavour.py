@@ -13,6 +13,11 @@ Part = Literal["key", "value"]
 PARTS: tuple[Part, ...] = ("key", "value")
 
 
+def memory_caches(layers: int) -> list[str]:
+    """The projections that fill the cross caches of so many decoder layers, in buffer order."""
+    return [f"decoder.{layer}.cross_attention.{part}" for layer in range(layers) for part in PARTS]
+
+
 class EncoderAttention(Protocol):
     """Self-attention of the encoder, over sources of unequal length."""
 

@@ -222,12 +222,13 @@ class Int8:
         if len(scales) <= _WIDEST_SCALED_AFTER:
             bias = None if bias is None else bias / scales
             scales = scales[None, None]
+        scale, zero_point = _constants(graph, found)
         inputs = [
             rounded,
             graph.packed_weight(f"{name}.weight", levels),
-            graph.constant(found.scale, np.float32),
+            scale,
             graph.packed_weight(f"{name}.weight_scales", scales),
-            graph.constant(found.zero_point, np.uint8),
+            zero_point,
         ]
         if bias is not None:
             inputs += ["", graph.weight(f"{name}.bias", bias)]  # no zero points: weights are symmetric
@@ -249,7 +250,7 @@ class Int8:
         """
         del width  # the operator finds out
         found = self._input_range(name)
-        scale, zero_point = graph.constant(found.scale, np.float32), graph.constant(found.zero_point, np.uint8)
+        scale, zero_point = _constants(graph, found)
         inputs = (_rounded(graph, x, found), "output_weight", scale, "output_scales", zero_point, "", "output_bias")
         return graph.op("MatMulIntegerToFloat", *inputs, output=result, domain=MICROSOFT)
 
@@ -278,9 +279,13 @@ class Int8:
         return graph.op("Mul", graph.op("Cast", rounded, to=TensorProto.FLOAT), widths)
 
 
+def _constants(graph: GraphBuilder, found: ActivationRange) -> tuple[str, str]:
+    """Scale and zero point."""
+    return graph.constant(found.scale, np.float32), graph.constant(found.zero_point, np.uint8)
+
+
 def _rounded(graph: GraphBuilder, x: str, found: ActivationRange) -> str:
-    scale, zero_point = graph.constant(found.scale, np.float32), graph.constant(found.zero_point, np.uint8)
-    return graph.op("QuantizeLinear", x, scale, zero_point)
+    return graph.op("QuantizeLinear", x, *_constants(graph, found))
 
 
 def _bias_of(linear: Linear) -> Weights:

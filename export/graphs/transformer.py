@@ -11,7 +11,7 @@ from functools import partial
 from export.contract import SHORTLISTED_STEP, ort_step_contract
 from export.graphs.builder import GraphBuilder
 from export.graphs.description import Attention, EmbeddingTables, Layer, Linear, ModelDescription, Norm
-from export.graphs.flavour import PARTS, Flavour
+from export.graphs.flavour import Flavour, memory_caches
 from export.graphs.number_format import Float32
 from export.graphs.ort import OrtFlavour
 from export.graphs.weight_file import WeightFile
@@ -35,7 +35,7 @@ def build_encoder(model: ModelDescription, weights: WeightFile, flavour: Flavour
         x = emit.self_attention(f"{name}.self_attention", x, layer, attend=attention.attend)
         x = emit.feed_forward(f"{name}.feed_forward", x, layer)
     x = emit.final_norm("encoder.norm", x, model.encoder_norm)
-    caches = [f"decoder.{number}.cross_attention.{part}" for number in range(dims.decoder_layers) for part in PARTS]
+    caches = memory_caches(dims.decoder_layers)
     memory = flavour.numbers.cached_linear(graph, MEMORY, x, model.memory, caches=caches)
     apart = graph.constant([len(caches), dims.heads, dims.head_dim])
     split = graph.op("Concat", graph.op("Shape", "tokens"), apart, axis=0)
@@ -105,9 +105,9 @@ class _Emitter:
         embedded = graph.op("Add", token, position)
         return embedded if tables.norm is None else self._normalise(f"{name}.norm", embedded, tables.norm)
 
-    def linear(self, name: str, x: str, linear: Linear, *, result: str | None = None) -> str:
+    def linear(self, name: str, x: str, linear: Linear) -> str:
         """Matrix product and bias."""
-        return self._numbers.linear(self._graph, name, x, linear, result=result)
+        return self._numbers.linear(self._graph, name, x, linear)
 
     def self_attention(self, name: str, x: str, layer: Layer, *, attend: Callable[[str], str]) -> str:
         """The self-attention sub-layer with its residual."""

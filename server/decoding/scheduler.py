@@ -126,7 +126,8 @@ class Scheduler:
         """Give every live hypothesis its row for the next step."""
         parents = [parent for running in self.running for parent in running.parents]
         rows = assign_rows(parents)
-        if rows == parents:  # as in nearly every round
+        stay = rows == parents  # as in nearly every round
+        if stay:
             for running in self.running:
                 running.rows = running.parents
         else:
@@ -135,20 +136,18 @@ class Scheduler:
                 running.rows = [next(left) for _ in running.parents]
         tokens = _by_row(rows, [token for running in self.running for token in running.tokens])
         positions = _by_row(rows, [running.position for running in self.running for _ in running.tokens])
-        if rows == parents or all(parent in (row, NEW) for row, parent in zip(rows, parents, strict=True)):
+        if stay or all(parent in (row, NEW) for row, parent in zip(rows, parents, strict=True)):
             return Placement(tokens, positions, None)
         old = [row if parent == NEW else parent for row, parent in zip(rows, parents, strict=True)]
         return Placement(tokens, positions, _by_row(rows, old))
 
     def step_on(self, last: Placement) -> Placement | None:
         """The step after ``last`` for the same sequences; None: a hypothesis has to change its row."""
-        tokens = [0] * len(last.tokens)
-        for running in self.running:
-            if running.parents != running.rows:
-                return None
-            for row, token in zip(running.rows, running.tokens, strict=True):
-                tokens[row] = token
-        return Placement(np.array(tokens, np.int64), last.positions + 1, None)
+        if any(running.parents != running.rows for running in self.running):
+            return None
+        rows = [row for running in self.running for row in running.rows]
+        tokens = _by_row(rows, [token for running in self.running for token in running.tokens])
+        return Placement(tokens, last.positions + 1, None)
 
 
 def _by_row(rows: Items[int], values: Items[int]) -> IntArray:

@@ -252,8 +252,7 @@ class Worker:
                 _log.exception("a search failed")
                 leaving.append((running, Result(Outcome.FAILED)))
                 continue
-            if running.sequence.on_tokens is not None:
-                shared.delivery.tokens(running.sequence, chosen.final)
+            shared.delivery.tokens(running.sequence, chosen.final)
             if chosen.tokens:
                 running.go_on(chosen)
                 staying.append(running)
