@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+from export.targets import PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,9 +17,6 @@ if TYPE_CHECKING:
     from export.quantisation.ranges import Calibration
     from model.checkpoint import Checkpoint
 
-TARGETS = ("cpu", "cuda", "tensorrt")
-PRECISIONS = ("fp32", "int8", "fp16", "bf16")
-_BUILT = (("cpu", "fp32"), ("cpu", "int8"), ("cuda", "fp32"))
 CHECKPOINT_GOLDEN_FILE = "golden.tsv"
 
 
@@ -34,12 +33,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     export.add_argument(
         "--target",
-        choices=TARGETS,
+        choices=PRECISIONS,
         default="cpu",
         help="where it is to run; what is exported for a GPU runs on the CPU too (default: %(default)s)",
     )
     export.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="of the matrix products (default: %(default)s)"
+        "--precision", choices=get_args(Precision), default="fp32", help="of the matrix products (default: %(default)s)"
     )
     export.add_argument(
         "--golden",
@@ -95,10 +94,9 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 
 def _usage_complaint(arguments: argparse.Namespace) -> str:
-    if (arguments.target, arguments.precision) not in _BUILT:
-        built = " or ".join(f"--target {target} --precision {precision}" for target, precision in _BUILT)
-        asked = f"--target {arguments.target} --precision {arguments.precision}"
-        return f"{asked} is not built yet; this release exports {built}"
+    if arguments.precision not in PRECISIONS[arguments.target]:
+        wanted = " or ".join(PRECISIONS[arguments.target])
+        return f"--precision: got {arguments.precision} with --target {arguments.target}, wanted {wanted}"
     if arguments.calibration and arguments.precision != "int8":
         return f"--calibration: got it with --precision {arguments.precision}, wanted --precision int8"
     if arguments.shortlist and arguments.target != "cpu":

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,23 +27,21 @@ from export.bundle import (
     write_golden,
 )
 from export.bundle.fields import Fields
-from export.contract import FlavourName
 from export.errors import ExportError
 from export.graphs.description import describe, dimensions_of
 from export.graphs.flavour import Flavour
 from export.graphs.folder import write_graphs
-from export.graphs.number_format import Float32, Int8
+from export.graphs.numbers.float32 import Float32
+from export.graphs.numbers.half import Half
+from export.graphs.numbers.int8 import Int8
 from export.graphs.ort import OrtFlavour
 from export.graphs.standard import StandardFlavour
 from export.quantisation.ranges import Calibration
+from export.targets import PRECISIONS, Precision, Target, graph_folders
 from model.checkpoint import Checkpoint
 from model.weights import unique_parameters
 
-Target = Literal["cpu", "cuda"]
-Precision = Literal["fp32", "int8"]
 LARGEST_DEFAULT_LIMIT = 512
-# What is exported for a GPU also runs, and is examined, where there is none.
-_FLAVOURS: dict[Target, dict[Target, FlavourName]] = {"cpu": {"cpu": "ort"}, "cuda": {"cpu": "ort", "cuda": "standard"}}
 
 
 def plan_manifest(
@@ -58,8 +56,8 @@ def plan_manifest(
 
     Args:
         checkpoint: the model to export.
-        target: where it is to run; ``cuda``: on the CPU too.
-        precision: of the matrix products; int8 for ``cpu`` alone.
+        target: where it is to run; what is for a GPU runs where there is none too, in float32.
+        precision: of the matrix products, one that ``export.targets.PRECISIONS`` has for this target.
         max_source_tokens: most tokens of one source, end token counted; None: as many as the model has positions,
             512 at most.
         max_output_tokens: most tokens of one output, end token not counted; None: likewise.
@@ -68,8 +66,8 @@ def plan_manifest(
         ExportError: a limit is out of range, or there are no graphs of this precision for this target.
         BundleError: a decoding default is out of range.
     """
-    if target != "cpu" and precision == "int8":
-        raise ExportError(f"precision: got int8 for target {target}, wanted fp32")
+    if precision not in PRECISIONS[target]:
+        raise ExportError(f"precision: got {precision} for target {target}, wanted {' or '.join(PRECISIONS[target])}")
     model, card = checkpoint.model, checkpoint.card
     config = model.config
     source_limit = _limit("max_source_tokens", max_source_tokens, max_positions=config.max_positions)
@@ -89,7 +87,7 @@ def plan_manifest(
         max_source_tokens=source_limit,
         max_output_tokens=output_limit,
         parameter_count=sum(tensor.numel() for tensor in unique_parameters(model).values()),
-        graphs={runs: f"{flavour}-{precision}" for runs, flavour in _FLAVOURS[target].items()},
+        graphs=graph_folders(target, precision),
         files={},
         tool_versions=_tool_versions(),
         language_aliases={
@@ -132,7 +130,7 @@ def export_bundle(
         if shortlist is not None:
             shortlist.save(folder / SHORTLIST_FILE)
         description = describe(checkpoint.model, positions=positions)
-        for name in manifest.graphs.values():
+        for name in dict.fromkeys(manifest.graphs.values()):
             flavour = _flavour(name, calibration)
             write_graphs(description, folder / GRAPHS_FOLDER / name, flavour=flavour, shortlisted=shortlist is not None)
 
@@ -141,10 +139,14 @@ def export_bundle(
 
 def _flavour(name: str, calibration: Calibration | None) -> Flavour:
     """What writes the graphs of a folder of this name."""
-    flavour, precision = name.split("-")
-    if flavour == "standard":
-        return StandardFlavour(Float32())
-    return OrtFlavour(Int8(calibration or Calibration({}, {})) if precision == "int8" else Float32())
+    match name.split("-"):
+        case ["standard", "fp32"]:
+            return StandardFlavour(Float32())
+        case ["standard", "fp16" | "bf16" as precision]:
+            return StandardFlavour(Half(precision))
+        case ["ort", "int8"]:
+            return OrtFlavour(Int8(calibration or Calibration({}, {})))
+    return OrtFlavour(Float32())
 
 
 def _limit(name: str, wanted: int | None, *, max_positions: int) -> int:

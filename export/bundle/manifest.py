@@ -218,7 +218,10 @@ def _check_files(manifest: Manifest, fields: Fields) -> None:
         if not _SHA256.fullmatch(digest):
             raise BundleError(f"{fields.where}: files: {path}: got {digest[:80]!r}, wanted 64 lower-case hex digits")
     for target, folder in manifest.graphs.items():
-        for graph in GRAPH_NAMES:
+        flavour = folder.partition("-")[0]
+        if flavour not in GRAPH_NAMES:
+            raise BundleError(f"{fields.where}: graphs: {target}: got {folder!r}, wanted ort-* or standard-*")
+        for graph in GRAPH_NAMES[flavour]:
             if f"graphs/{folder}/{graph}.onnx" not in manifest.files:
                 raise BundleError(
                     f"{fields.where}: files: graphs/{folder}/{graph}.onnx: missing, target {target} needs it"

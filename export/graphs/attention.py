@@ -10,7 +10,7 @@ from onnx import TensorProto
 from export.graphs.builder import MICROSOFT, GraphBuilder
 from export.graphs.description import ModelDescription
 from export.graphs.flavour import PARTS, memory_caches
-from export.graphs.number_format import NumberFormat
+from export.graphs.numbers.format import NumberFormat
 
 _INPUTS_BEFORE_SCALES = 5  # of rotary embeddings, bias and sinks, which these models do not have
 _PER_TENSOR: dict[str, Any] = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}

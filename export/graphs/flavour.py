@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from export.contract import GraphContract, ModelDimensions
+from export.contract import FlavourName, GraphContract, ModelDimensions
 from export.graphs.builder import GraphBuilder, Opsets
 from export.graphs.description import ModelDescription
-from export.graphs.number_format import NumberFormat
+from export.graphs.numbers.format import NumberFormat
 
 Part = Literal["key", "value"]
 PARTS: tuple[Part, ...] = ("key", "value")
@@ -40,6 +40,10 @@ class StepAttention(Protocol):
 
 class Flavour(Protocol):
     """A flavour of encoder and step graphs, in one precision."""
+
+    @property
+    def name(self) -> FlavourName:
+        """As folders of graphs are called."""
 
     @property
     def opsets(self) -> Opsets:

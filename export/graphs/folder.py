@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from export.bundle.arrays import write_arrays
-from export.contract import OUTPUT_FILE, SHORTLISTED_STEP, output_arrays
+from export.contract import GRAPH_NAMES, OUTPUT_FILE, SHORTLISTED_STEP, output_arrays
 from export.graphs.description import ModelDescription
 from export.graphs.flavour import Flavour
-from export.graphs.heads import build_argmax, build_top_k
+from export.graphs.heads import build_argmax, build_greedy, build_top_k
 from export.graphs.ort import OrtFlavour
-from export.graphs.transformer import build_encoder, build_shortlisted_step, build_step
+from export.graphs.standard import StandardFlavour
+from export.graphs.transformer import build_encoder, build_reorder, build_shortlisted_step, build_step
 from export.graphs.weight_file import WeightFile
 
 
 def write_graphs(model: ModelDescription, folder: Path, *, flavour: Flavour, shortlisted: bool = False) -> None:
-    """Write ``encoder.onnx``, ``step.onnx``, ``argmax.onnx``, ``top_k.onnx`` and their ``weights.bin``.
+    """Write the graphs that ``contract.GRAPH_NAMES`` has for this flavour, and their ``weights.bin``.
 
     Args:
         model: to be written.
@@ -31,9 +32,13 @@ def write_graphs(model: ModelDescription, folder: Path, *, flavour: Flavour, sho
             assert isinstance(flavour, OrtFlavour), "only this flavour has a shortlisted step"
             build_shortlisted_step(model, weights, flavour).save(folder / f"{SHORTLISTED_STEP}.onnx")
             _write_output(model, folder, flavour=flavour)
-    for name, build in (("argmax", build_argmax), ("top_k", build_top_k)):
-        head = build(model.dims, suppressed_ids=model.suppressed_ids, opsets=flavour.opsets)
-        head.save(folder / f"{name}.onnx")
+    heads = {"argmax": build_argmax, "greedy": build_greedy, "top_k": build_top_k}
+    for name in GRAPH_NAMES[flavour.name]:
+        if name in heads:
+            head = heads[name](model.dims, suppressed_ids=model.suppressed_ids, opsets=flavour.opsets)
+            head.save(folder / f"{name}.onnx")
+    if isinstance(flavour, StandardFlavour):
+        build_reorder(model.dims, flavour).save(folder / "reorder.onnx")
 
 
 def _write_output(model: ModelDescription, folder: Path, *, flavour: OrtFlavour) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from export.contract import VOCAB_BLOCK, ModelDimensions, argmax_contract, top_k_contract
+from export.contract import VOCAB_BLOCK, ModelDimensions, argmax_contract, greedy_contract, top_k_contract
 from export.graphs.builder import ORT_OPSETS, GraphBuilder, Opsets
 
 
@@ -17,12 +17,27 @@ def build_argmax(
 ) -> GraphBuilder:
     """The best selectable token of each row."""
     graph = GraphBuilder("argmax", contract=argmax_contract(dims), opsets=opsets)
+    _select_best(graph, dims, suppressed_ids=suppressed_ids)
+    return graph
+
+
+def build_greedy(
+    dims: ModelDimensions, *, suppressed_ids: tuple[int, ...], opsets: Opsets = ORT_OPSETS
+) -> GraphBuilder:
+    """The best selectable token of each row, and its next position."""
+    graph = GraphBuilder("greedy", contract=greedy_contract(dims), opsets=opsets)
+    _select_best(graph, dims, suppressed_ids=suppressed_ids)
+    graph.op("Add", "positions", graph.constant(1), output="next_positions")
+    return graph
+
+
+def _select_best(graph: GraphBuilder, dims: ModelDimensions, *, suppressed_ids: tuple[int, ...]) -> None:
+    """Write ``ids``."""
     blocks = _Blocks(graph, dims, suppressed_ids=suppressed_ids)
     best_block = graph.op("ArgMax", blocks.best, axis=-1, keepdims=1)
     within = graph.op("ArgMax", blocks.selectable(best_block), axis=-1, keepdims=0)
     first_id = graph.op("Mul", best_block, graph.constant(VOCAB_BLOCK))
     graph.op("Squeeze", graph.op("Add", first_id, within), graph.constant([-1]), output="ids")
-    return graph
 
 
 def build_top_k(dims: ModelDimensions, *, suppressed_ids: tuple[int, ...], opsets: Opsets = ORT_OPSETS) -> GraphBuilder:

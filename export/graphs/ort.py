@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from export.contract import GraphContract, ModelDimensions, ort_encoder_contract, ort_step_contract
+from export.contract import FlavourName, GraphContract, ModelDimensions, ort_encoder_contract, ort_step_contract
 from export.graphs.attention import OrtEncoderAttention, OrtStepAttention
 from export.graphs.builder import MICROSOFT, ORT_OPSETS, GraphBuilder, Opsets
 from export.graphs.description import ModelDescription
-from export.graphs.number_format import NumberFormat
+from export.graphs.numbers.format import ShortlistedFormat
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,14 @@ class OrtFlavour:
     """Graphs that ONNX Runtime executes fastest; implements ``export.graphs.flavour.Flavour``.
 
     Attributes:
+        name: as folders of graphs are called.
         opsets: the operators that its graphs may use.
         numbers: how its graphs multiply matrices and keep their caches.
     """
 
+    name: ClassVar[FlavourName] = "ort"
     opsets: ClassVar[Opsets] = ORT_OPSETS
-    numbers: NumberFormat
+    numbers: ShortlistedFormat
 
     def encoder_contract(self, dims: ModelDimensions) -> GraphContract:
         """Inputs and outputs of its encoder."""

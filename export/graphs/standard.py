@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from export.contract import GraphContract, ModelDimensions, standard_encoder_contract, standard_step_contract
+from export.contract import (
+    FlavourName,
+    GraphContract,
+    ModelDimensions,
+    reorder_contract,
+    standard_encoder_contract,
+    standard_step_contract,
+)
 from export.graphs.builder import STANDARD_OPSETS, GraphBuilder, Opsets
 from export.graphs.description import ModelDescription
 from export.graphs.flavour import PARTS
-from export.graphs.number_format import NumberFormat
+from export.graphs.numbers.format import NumberFormat
 
 Padding = Literal["lengths", "masks"]
 """How Attention learns which keys are padding: from each row's length, as the operator means it to, or from a mask of
@@ -21,11 +28,13 @@ class StandardFlavour:
     """Graphs for any runtime that knows opset 24; implements ``export.graphs.flavour.Flavour``.
 
     Attributes:
+        name: as folders of graphs are called.
         opsets: the operators that its graphs may use.
         numbers: how its graphs multiply matrices and keep their caches; nothing that only ONNX Runtime can do.
         padding: how Attention learns which keys are padding.
     """
 
+    name: ClassVar[FlavourName] = "standard"
     opsets: ClassVar[Opsets] = STANDARD_OPSETS
     numbers: NumberFormat
     padding: Padding = "lengths"
@@ -37,6 +46,10 @@ class StandardFlavour:
     def step_contract(self, dims: ModelDimensions) -> GraphContract:
         """Inputs and outputs of its step."""
         return standard_step_contract(dims, self.numbers.cache_dtype)
+
+    def reorder_contract(self, dims: ModelDimensions) -> GraphContract:
+        """Inputs and outputs of its reorder of caches."""
+        return reorder_contract(dims, self.numbers.cache_dtype)
 
     def encoder_attention(self, graph: GraphBuilder, model: ModelDescription) -> StandardEncoderAttention:
         """Attention over a batch of sources."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from export.contract import SHORTLISTED_STEP, ort_step_contract
+from export.contract import SHORTLISTED_STEP, ModelDimensions, cache_names, ort_step_contract
 from export.graphs.builder import GraphBuilder
 from export.graphs.description import Attention, EmbeddingTables, Layer, Linear, ModelDescription, Norm
 from export.graphs.flavour import Flavour, memory_caches
-from export.graphs.number_format import Float32
+from export.graphs.numbers.float32 import Float32
 from export.graphs.ort import OrtFlavour
+from export.graphs.standard import StandardFlavour
 from export.graphs.weight_file import WeightFile
 from export.quantisation.ranges import MEMORY
 from model.config import Activation
@@ -36,6 +37,7 @@ def build_encoder(model: ModelDescription, weights: WeightFile, flavour: Flavour
         x = emit.feed_forward(f"{name}.feed_forward", x, layer)
     x = emit.final_norm("encoder.norm", x, model.encoder_norm)
     caches = memory_caches(dims.decoder_layers)
+    x = flavour.numbers.narrow(graph, x)
     memory = flavour.numbers.cached_linear(graph, MEMORY, x, model.memory, caches=caches)
     apart = graph.constant([len(caches), dims.heads, dims.head_dim])
     split = graph.op("Concat", graph.op("Shape", "tokens"), apart, axis=0)
@@ -47,7 +49,7 @@ def build_step(model: ModelDescription, weights: WeightFile, flavour: Flavour) -
     """One decoder step of every row, ending at the logits."""
     contract = flavour.step_contract(model.dims)
     graph = GraphBuilder("step", contract=contract, opsets=flavour.opsets, weights=weights)
-    x = _decode(graph, model, flavour)
+    x = flavour.numbers.narrow(graph, _decode(graph, model, flavour))
     flavour.numbers.linear(graph, "output", x, model.output, result="logits")
     return graph
 
@@ -58,6 +60,15 @@ def build_shortlisted_step(model: ModelDescription, weights: WeightFile, flavour
     graph = GraphBuilder(SHORTLISTED_STEP, contract=contract, opsets=flavour.opsets, weights=weights)
     x = _decode(graph, model, flavour)
     flavour.numbers.linear_of_candidates(graph, "output", x, width=model.dims.d_model, result="logits")
+    return graph
+
+
+def build_reorder(dims: ModelDimensions, flavour: StandardFlavour) -> GraphBuilder:
+    """Every layer's own caches by parents: row i becomes what row ``parents[i]`` was."""
+    graph = GraphBuilder("reorder", contract=flavour.reorder_contract(dims), opsets=flavour.opsets)
+    names = (cache_names(kind, dims.decoder_layers) for kind in ("past", "present"))
+    for past, present in zip(*names, strict=True):
+        graph.op("Gather", past, "parents", axis=0, output=present)
     return graph
 
 
@@ -145,8 +156,12 @@ class _Emitter:
 
     def _residual(self, name: str, x: str, norm: Norm, sublayer: Callable[[str], str]) -> str:
         if self._pre_norm:
-            return self._graph.op("Add", x, sublayer(self._normalise(f"{name}.norm", x, norm)))
-        return self._normalise(f"{name}.norm", self._graph.op("Add", x, sublayer(x)), norm)
+            return self._graph.op("Add", x, self._within(sublayer, self._normalise(f"{name}.norm", x, norm)))
+        return self._normalise(f"{name}.norm", self._graph.op("Add", x, self._within(sublayer, x)), norm)
+
+    def _within(self, sublayer: Callable[[str], str], x: str) -> str:
+        """A sub-layer in the precision of its products."""
+        return self._numbers.widen(self._graph, sublayer(self._numbers.narrow(self._graph, x)))
 
     def _normalise(self, name: str, x: str, norm: Norm) -> str:
         gain = self._graph.weight(f"{name}.gain", norm.gain)

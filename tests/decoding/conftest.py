@@ -109,7 +109,7 @@ def bundle(tmp_path: Path, tokenizer: Tokenizer, rule: Rule, make_golden: Golden
     def fill(folder: Path) -> None:
         tokenizer.save(folder / TOKENIZER_FOLDER)
         write_golden(folder / GOLDEN_FILE, make_golden(rule))
-        for name in GRAPH_NAMES:
+        for name in GRAPH_NAMES["ort"]:
             path = folder / "graphs" / "ort-fp32" / f"{name}.onnx"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()

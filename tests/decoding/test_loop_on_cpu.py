@@ -14,8 +14,8 @@ import pytest
 
 from export import contract
 from export.bundle import Bundle
-from export.exporter import Precision
 from export.runners.ort_cpu import OrtCpuRunner
+from export.targets import Precision
 from model.reference import ReferenceOptions, beam_search, greedy_search
 from model.transformer import Transformer
 from server.decoding.crew import Crew

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from export.bundle import Bundle, Shortlist
-from export.exporter import Precision
 from export.runners.ort_cpu import OrtCpuRunner
+from export.targets import Precision
 from model.transformer import Transformer
 from tests.export.tiny import export_model, random_model
 

@@ -205,11 +205,14 @@ def test_limits_may_be_lowered(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--target", "tensorrt"), 2, "--target tensorrt --precision fp32 is not built yet"),
-        (("--target", "cuda", "--precision", "int8"), 2, "--target cuda --precision int8 is not built yet"),
-        (("--target", "cuda", "--precision", "fp16"), 2, "or --target cuda --precision fp32"),
-        (("--precision", "fp16"), 2, "--target cpu --precision fp16 is not built yet; this release exports"),
-        (("--precision", "bf16"), 2, "--target cpu --precision fp32 or --target cpu --precision int8"),
+        (
+            ("--target", "tensorrt", "--precision", "int8"),
+            2,
+            "got int8 with --target tensorrt, wanted fp32 or fp16 or bf16",
+        ),
+        (("--target", "cuda", "--precision", "int8"), 2, "got int8 with --target cuda, wanted fp32 or fp16 or bf16"),
+        (("--precision", "fp16"), 2, "--precision: got fp16 with --target cpu, wanted fp32 or int8"),
+        (("--precision", "bf16"), 2, "--precision: got bf16 with --target cpu, wanted fp32 or int8"),
         (("--calibration", "some.txt"), 2, "--calibration: got it with --precision fp32, wanted --precision int8"),
         (("--precision", "int8", "--calibration", "nowhere.txt"), 1, "nowhere.txt: No such file"),
         (

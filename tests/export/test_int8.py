@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from export.bundle import Bundle
 from export.errors import ExportError
 from export.exporter import export_bundle, plan_manifest
-from export.graphs import number_format
+from export.graphs.numbers import int8
 from export.quantisation.calibration import calibrate
 from export.quantisation.ranges import MEMORY, ActivationRange, Calibration, Histogram
 from export.quantisation.weights import quantise_rows, quantise_weight
@@ -197,7 +197,7 @@ def test_the_form_of_a_product_makes_no_difference(
     array, lengths = padded(sources_of(LENGTHS, vocab=model.config.source_vocab_size))
     given = []
     for limit in (4096, outputs):
-        monkeypatch.setattr(number_format, setting, limit)
+        monkeypatch.setattr(int8, setting, limit)
         runner = open_runner(model, precision="int8")
         runner.encode(sources=array, lengths=lengths, rows=np.arange(len(LENGTHS)))
         runner.step(tokens=np.full(len(LENGTHS), START), positions=np.zeros(len(LENGTHS), np.int64))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from export.bundle import Bundle, BundleError, Shortlist
-from export.exporter import Precision
 from export.runners.ort_cpu import OrtCpuRunner
 from export.runners.protocol import IntArray, ShapeError
 from export.runners.shortlist import ShortlistedVocabulary
+from export.targets import Precision
 from model.config import Suppression
 from server.decoding.loop import DecodeLoop
 from server.decoding.sequence import Result

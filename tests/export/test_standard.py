@@ -13,14 +13,15 @@ import torch
 from export.bundle import Bundle
 from export.contract import GRAPH_NAMES, ModelDimensions, cache_names, graph_contracts
 from export.errors import ExportError
-from export.exporter import Target, export_bundle, plan_manifest
+from export.exporter import export_bundle, plan_manifest
 from export.graphs.description import describe, dimensions_of
 from export.graphs.folder import write_graphs
-from export.graphs.number_format import Float32
+from export.graphs.numbers.float32 import Float32
 from export.graphs.standard import Padding, StandardFlavour
 from export.runners.ort_cpu import OrtCpuRunner
 from export.runners.ort_session import BoundGraph, open_session, run_graph
 from export.runners.protocol import IntArray
+from export.targets import Target
 from model.checkpoint import Checkpoint
 from model.reference import ReferenceOptions, greedy_search
 from model.tokenizer import Tokenizer
@@ -51,9 +52,9 @@ class StandardGraphs:
 
     def __init__(self, folder: Path, dims: ModelDimensions, *, rows: int) -> None:
         contracts = graph_contracts(dims, precision="fp32", flavour="standard")
-        self._encoder, step, self._argmax = (
+        self._encoder, step, self._greedy = (
             open_session(folder / f"{name}.onnx", contract=contracts[name], threads=1)
-            for name in ("encoder", "step", "argmax")
+            for name in ("encoder", "step", "greedy")
         )
         self._step = BoundGraph(step)
         self._layers = dims.decoder_layers
@@ -78,7 +79,9 @@ class StandardGraphs:
         self._step.run(None, lambda: (inputs, outputs))
 
     def argmax(self) -> IntArray:
-        return run_graph(self._argmax, {"logits": self.logits})[0]
+        ids, next_positions = run_graph(self._greedy, {"logits": self.logits, "positions": self._positions})
+        assert np.array_equal(next_positions, self._positions + 1)
+        return ids
 
 
 def opened(model: Transformer, folder: Path, *, padding: Padding, rows: int) -> StandardGraphs:
@@ -153,7 +156,7 @@ def test_all_is_written_in_onnx_opset_24_and_every_input_counts(
 ) -> None:
     model = random_model(activation=activation, norm="pre", output_bias=True, suppressed=(0,))
     opened(model, tmp_path, padding=padding, rows=1)
-    for name in GRAPH_NAMES:
+    for name in GRAPH_NAMES["standard"]:
         path = tmp_path / f"{name}.onnx"
         onnx.checker.check_model(str(path), full_check=True)
         loaded = onnx.load(str(path), load_external_data=False)
@@ -194,11 +197,12 @@ def test_cpu_and_cuda_graphs_of_one_bundle_give_the_same_tokens(tmp_path: Path) 
 def test_a_bundle_for_cuda_holds_what_one_for_the_cpu_holds(tmp_path: Path) -> None:
     cpu, cuda = (exported(random_model(), tmp_path / target, target).manifest for target in ("cpu", "cuda"))
     assert cpu.files.items() <= cuda.files.items()
-    added = {"graphs/standard-fp32/weights.bin", *(f"graphs/standard-fp32/{name}.onnx" for name in GRAPH_NAMES)}
+    names = ("weights.bin", *(f"{name}.onnx" for name in GRAPH_NAMES["standard"]))
+    added = {f"graphs/standard-fp32/{name}" for name in names}
     assert set(cuda.files) - set(cpu.files) == added
 
 
 def test_graphs_that_nobody_can_write_are_refused() -> None:
     checkpoint = Checkpoint(random_model(), cast(Tokenizer, NoTokenizer()), CARD)
-    with pytest.raises(ExportError, match=r"^precision: got int8 for target cuda, wanted fp32$"):
+    with pytest.raises(ExportError, match=r"^precision: got int8 for target cuda, wanted fp32 or fp16 or bf16$"):
         plan_manifest(checkpoint, target="cuda", precision="int8")

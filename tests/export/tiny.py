@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from export.bundle import Bundle, GoldenSentence, Shortlist
-from export.exporter import Precision, export_bundle, plan_manifest
+from export.exporter import export_bundle, plan_manifest
 from export.quantisation.calibration import calibrate
 from export.quantisation.ranges import Calibration
 from export.runners.protocol import IntArray
+from export.targets import Precision
 from model.checkpoint import Checkpoint, ModelCard
 from model.config import TransformerConfig
 from model.tokenizer import Tokenizer

@@ -1,9 +1,9 @@
-"""How graphs of one precision multiply matrices, look up embeddings and keep caches: all in which precisions differ."""
+"""Graphs in 8 bits, for the CPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from export import contract
 from export.errors import ExportError
 from export.graphs.builder import MICROSOFT, GraphBuilder
 from export.graphs.description import Linear, Weights
+from export.graphs.numbers.format import bias_of
 from export.quantisation.ranges import ActivationRange, Calibration
 from export.quantisation.weights import quantise_rows, quantise_weight
 
@@ -20,103 +21,6 @@ _WIDEST_SCALED_AFTER = 4096
 """Outputs of a product up to which its weights' scales are applied to what comes out; see ``Int8``."""
 _WIDEST_BEFORE_CACHES = 2048
 """Most outputs of one product that fills caches: as many as the widest product of a base model's layers has."""
-_PANEL = 16  # divides what runners round the number of candidates up to
-"""Outputs of a product that ONNX Runtime never divides among threads."""
-
-
-class NumberFormat(Protocol):
-    """Writes matrix products and look-ups into a graph, and says how numbers are kept in caches."""
-
-    @property
-    def cache_dtype(self) -> np.dtype[np.generic]:
-        """Of keys and values in the caches."""
-
-    @property
-    def flat(self) -> bool:
-        """Whether its products want all positions along one axis; else they come as [batch, positions, width]."""
-
-    def cache_scale(self, name: str) -> float | None:
-        """Width of one level of a cache, by the projection that fills it; None: values are kept as they are."""
-
-    def linear(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, result: str | None = None) -> str:
-        """[positions, in] -> [positions, out]; ``name`` names the layer, ``result`` the value where it has to."""
-
-    def cached_linear(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, caches: Sequence[str]) -> str:
-        """What several caches keep of one product: [positions, in] -> [positions, caches * width].
-
-        Args:
-            graph: to be written into.
-            name: of the product.
-            x: its input.
-            linear: the projections that fill the caches, stacked.
-            caches: their names, in that order.
-        """
-
-    def cuts_negatives(self, name: str) -> bool:
-        """Whether the product ``name`` reads negative inputs as 0, so that they need not be rectified before."""
-
-    def linear_of_candidates(self, graph: GraphBuilder, name: str, x: str, *, width: int, result: str) -> str:
-        """[rows, width] -> [rows, candidates], by the part of the layer ``name`` that the graph takes as inputs.
-
-        An output depends on its row and its candidate alone, to the bit: not on how many there are of either, nor on
-        the threads. The inputs are those of ``contract.output_inputs``, candidates in whole panels.
-        """
-
-    def output_arrays(self, linear: Linear) -> dict[str, NDArray[Any]]:
-        """A layer as ``contract.output_arrays`` wants it, by name: [out, in] and [out]."""
-
-    def rows(self, graph: GraphBuilder, name: str, table: Weights, indices: str, *, scale: float = 1.0) -> str:
-        """Rows of a table [entries, width] times ``scale``, widened after the gather: nothing copies the table."""
-
-
-class Float32:
-    """float32, as the model was trained."""
-
-    cache_dtype: np.dtype[np.generic] = contract.cache_dtype("fp32")
-    flat = True
-
-    def cache_scale(self, name: str) -> None:
-        """Values are kept as they are."""
-
-    def linear(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, result: str | None = None) -> str:
-        """[positions, in] -> [positions, out]."""
-        inputs = [x, graph.weight(f"{name}.weight", linear.weight)]
-        if linear.bias is not None:
-            inputs.append(graph.weight(f"{name}.bias", linear.bias))
-        return graph.op("Gemm", *inputs, output=result, transB=1)
-
-    def cached_linear(self, graph: GraphBuilder, name: str, x: str, linear: Linear, *, caches: Sequence[str]) -> str:
-        """[positions, in] -> [positions, caches * width]."""
-        del caches  # they keep what the product gives
-        return self.linear(graph, name, x, linear)
-
-    def cuts_negatives(self, name: str) -> bool:  # noqa: ARG002 - of no product
-        """No product does."""
-        return False
-
-    def linear_of_candidates(self, graph: GraphBuilder, name: str, x: str, *, width: int, result: str) -> str:
-        """[rows, width] -> [rows, candidates], ``_PANEL`` candidates at a time.
-
-        The runtime packs constant weights and sums them in one order. Others it sums in parts that depend on how many
-        outputs a thread has, unless these are as few as no thread shares, and in yet another order where there is only
-        one row. So the candidates come in small panels, and the first row twice.
-        """
-        del name  # floats need no range
-        twice = graph.op("Concat", graph.op("Slice", x, graph.constant([0]), graph.constant([1])), x, axis=0)
-        panels = graph.op("Reshape", "output_weight", graph.constant([-1, _PANEL, width]))
-        products = graph.op("FusedMatMul", twice, panels, transB=1, domain=MICROSOFT)  # [panels, 1 + rows, _PANEL]
-        by_row = graph.op("Reshape", graph.op("Transpose", products, perm=[1, 0, 2]), graph.constant([0, -1]))
-        once = graph.op("Slice", by_row, graph.constant([1]), graph.constant([np.iinfo(np.int64).max]))
-        return graph.op("Add", once, "output_bias", output=result)
-
-    def output_arrays(self, linear: Linear) -> dict[str, NDArray[Any]]:
-        """Weights and bias as they are."""
-        return {"output_weight": linear.weight, "output_bias": _bias_of(linear)}
-
-    def rows(self, graph: GraphBuilder, name: str, table: Weights, indices: str, *, scale: float = 1.0) -> str:
-        """Rows of a table [entries, width] times ``scale``."""
-        rows = graph.op("Cast", graph.op("Gather", graph.stored_weight(name, table), indices), to=TensorProto.FLOAT)
-        return rows if scale == 1.0 else graph.op("Mul", rows, graph.constant(scale, np.float32))
 
 
 class Int8:
@@ -158,6 +62,14 @@ class Int8:
     def __init__(self, calibration: Calibration) -> None:
         """Take what calibration found."""
         self._calibration = calibration
+
+    def narrow(self, graph: GraphBuilder, x: str) -> str:  # noqa: ARG002
+        """What is not in 8 bits is float32."""
+        return x
+
+    def widen(self, graph: GraphBuilder, x: str) -> str:  # noqa: ARG002
+        """What is not in 8 bits is float32."""
+        return x
 
     def cache_scale(self, name: str) -> float:
         """Width of one level of a cache.
@@ -258,7 +170,7 @@ class Int8:
         """Weights in 8 bits, bias, and one scale per output."""
         levels, scales = quantise_weight(linear.weight)
         weight = np.ascontiguousarray(levels.T)
-        return {"output_weight": weight, "output_bias": _bias_of(linear), "output_scales": scales}
+        return {"output_weight": weight, "output_bias": bias_of(linear), "output_scales": scales}
 
     def _input_range(self, name: str) -> ActivationRange:
         if name not in self._calibration.inputs:
@@ -286,7 +198,3 @@ def _constants(graph: GraphBuilder, found: ActivationRange) -> tuple[str, str]:
 
 def _rounded(graph: GraphBuilder, x: str, found: ActivationRange) -> str:
     return graph.op("QuantizeLinear", x, *_constants(graph, found))
-
-
-def _bias_of(linear: Linear) -> Weights:
-    return np.zeros(len(linear.weight), np.float32) if linear.bias is None else linear.bias

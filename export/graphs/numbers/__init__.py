@@ -1,0 +1,1 @@
+"""How graphs of one precision multiply matrices, look up embeddings and keep caches: a class for each."""

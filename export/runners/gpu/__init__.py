@@ -1,0 +1,1 @@
+"""A runner for GPUs: one that every runtime shares, and the runtimes that execute its graphs."""
