@@ -110,7 +110,7 @@ def test_wheel_carries_licence_and_console_script(wheel: Path) -> None:
 
 def test_every_extra_of_the_design_is_there() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert set(project["optional-dependencies"]) == {"train", "export", "bpe", "tensorrt", "test"}
+    assert set(project["optional-dependencies"]) == {"train", "export", "bpe", "tensorrt", "tensorrt-rtx", "test"}
     names = {requirement.split(">=")[0] for requirement in project["dependencies"]}
     assert names.isdisjoint({"torch", "onnx", "onnxscript", "safetensors", "pyyaml", "matplotlib"})
 

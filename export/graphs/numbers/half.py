@@ -76,7 +76,8 @@ class Half:
     def _weight(self, graph: GraphBuilder, name: str, values: NDArray[Any]) -> str:
         with np.errstate(over="ignore"):
             narrow = values.astype(self.cache_dtype)
-        if not np.isfinite(narrow.astype(np.float32)).all():
-            largest = np.abs(values).max()
+        lost = np.isfinite(values) & ~np.isfinite(narrow.astype(np.float32))  # a bias of -inf bars a token
+        if lost.any():
+            largest = np.abs(values[lost]).max()
             raise ExportError(f"{name}: got {largest:g}, wanted weights that {self._precision} can hold; try bf16")
         return graph.packed_weight(name, narrow)
