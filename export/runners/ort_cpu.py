@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from export import contract
 from export.bundle import Bundle
 from export.contract import cache_names
+from export.runners.checks import check_size, check_sources, check_step
 from export.runners.ort_loading import TARGET, Sessions
 from export.runners.ort_session import Arrays, BoundGraph, run_graph
 from export.runners.protocol import Candidates, FloatArray, IntArray, RunnerError, RunnerLimits, ShapeError
@@ -110,15 +110,7 @@ class OrtCpuRunner:
             RunnerError: the runtime failed.
         """
         self._check_open()
-        contract.SOURCES.check(sources)
-        batch, src_len = sources.shape
-        contract.LENGTHS.check(lengths, {"batch": batch})
-        contract.ROWS.check(rows, {"batch": batch})
-        _check_size("batch", batch, self.limits.max_rows)
-        _check_size("src_len", src_len, self.limits.max_source_tokens)
-        _check_range("sources", sources.ravel().tolist(), 0, self._dims.source_vocab)
-        _check_range("lengths", lengths.tolist(), 1, src_len + 1)
-        _check_range("rows", rows.tolist(), 0, self.limits.max_rows)
+        check_sources(self._dims, self.limits, sources=sources, lengths=lengths, rows=rows)
         memory = run_graph(self._encoder, {"tokens": sources, "lengths": lengths.astype(np.int32)})
         self._caches.write_sources(memory, lengths=lengths, rows=rows)
         self._vocabulary.take_sources(sources, lengths=lengths, rows=rows, held=self._caches.sources)
@@ -139,17 +131,9 @@ class OrtCpuRunner:
             RunnerError: the runtime failed.
         """
         self._check_open()
-        contract.TOKENS.check(tokens)
-        rows = len(tokens)
-        contract.POSITIONS.check(positions, {"rows": rows})
-        _check_size("rows", rows, self.limits.max_rows)
-        places = positions.tolist()
-        _check_range("tokens", tokens.tolist(), 0, self._dims.target_vocab)
-        _check_range("positions", places, 0, self.limits.max_output_tokens)
-        if parents is not None:
-            contract.PARENTS.check(parents, {"rows": rows})
-            origins = parents.tolist()
-            _check_range("parents", origins, 0, self.limits.max_rows)
+        _, places, origins = check_step(self._dims, self.limits, tokens=tokens, positions=positions, parents=parents)
+        rows = len(places)
+        if origins is not None:
             self._caches.move(origins, positions=places)
         self._longest_source[0] = self._caches.longest_source(rows)
         self._caches.write_step(places)
@@ -176,7 +160,7 @@ class OrtCpuRunner:
             ShapeError: ``k`` exceeds ``limits.max_candidates``.
         """
         rows = self._stepped_rows()
-        _check_size("k", k, self.limits.max_candidates)
+        check_size("k", k, self.limits.max_candidates)
         return self._vocabulary.top_k(rows, k)
 
     def logits(self) -> FloatArray:
@@ -226,14 +210,3 @@ class OrtCpuRunner:
     def _check_open(self) -> None:
         if self._closed:
             raise RunnerError("the runner is closed")
-
-
-def _check_size(name: str, got: int, largest: int) -> None:
-    if not 1 <= got <= largest:
-        raise ShapeError(f"{name}: got {got}, wanted 1 to {largest}")
-
-
-def _check_range(name: str, values: Sequence[int], first: int, end: int) -> None:
-    smallest, largest = min(values), max(values)
-    if smallest < first or largest >= end:
-        raise ShapeError(f"{name}: got {smallest if smallest < first else largest}, wanted {first} to {end - 1}")
