@@ -50,7 +50,17 @@ def open_session(path: Path, *, contract: GraphContract, threads: int, arena: bo
         with _plain_attention() if _keeps_int8(contract) else contextlib.nullcontext():
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the binding's exceptions have no base of their own
-        raise BundleError(f"{path}: {_first_line(error)}") from error
+        raise BundleError(f"{path}: {first_line(error)}") from error
+    check_session(session, path, contract=contract)
+    return session
+
+
+def check_session(session: Any, path: Path, *, contract: GraphContract) -> None:
+    """Hold the inputs and outputs of a loaded graph against the contract.
+
+    Raises:
+        BundleError: it has others.
+    """
     for kind, got, wanted in (
         ("inputs", session.get_inputs(), contract.inputs),
         ("outputs", session.get_outputs(), contract.outputs),
@@ -59,7 +69,6 @@ def open_session(path: Path, *, contract: GraphContract, threads: int, arena: bo
         wanted_shapes = [(spec.name, list(spec.shape)) for spec in wanted]
         if got_shapes != wanted_shapes:
             raise BundleError(f"{path}: {kind}: got {got_shapes}, wanted {wanted_shapes}")
-    return session
 
 
 def _keeps_int8(contract: GraphContract) -> bool:
@@ -107,7 +116,7 @@ class BoundGraph:
                 self._bindings[shape] = self._bind(*buffers())
             self._session.run_with_iobinding(self._bindings[shape][0])
         except Exception as error:  # the binding's exceptions have no base of their own
-            raise RunnerError(_first_line(error)) from error
+            raise RunnerError(first_line(error)) from error
 
     def _bind(self, inputs: Arrays, outputs: Arrays) -> tuple[Any, list[Any]]:
         binding = self._session.io_binding()
@@ -130,10 +139,11 @@ def run_graph(session: Any, inputs: Arrays) -> list[NDArray[Any]]:
     try:
         outputs: list[NDArray[Any]] = session.run(None, dict(inputs))
     except Exception as error:  # the binding's exceptions have no base of their own
-        raise RunnerError(_first_line(error)) from error
+        raise RunnerError(first_line(error)) from error
     return outputs
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of the runtime says, in one line."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from numpy.typing import NDArray
 
@@ -104,3 +104,20 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Free streams, pinned memory and what is still allocated."""
+
+
+class Streams(NamedTuple):
+    """The streams of one runner.
+
+    Attributes:
+        steps: steps, their heads, and all that moves rows.
+        encoder: the encoder, beside them.
+    """
+
+    steps: Stream
+    encoder: Stream
+
+    @classmethod
+    def of(cls, device: Device) -> Streams:
+        """New ones."""
+        return cls(device.stream(), device.stream())

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 
 class Tensor(NamedTuple):
-    """One input or output in device memory, contiguous.
+    """One input or output in device memory, contiguous; ``k`` of ``top_k`` alone lies on the host.
 
     Attributes:
         address: of its first byte.
@@ -51,10 +51,6 @@ class DeviceGraphs(Protocol):
     @property
     def source_capacities(self) -> tuple[int, ...]:
         """Capacities of cross caches that a step may have, in tokens, ascending."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """Device memory that the loaded graphs hold already."""
 
     def scratch_bytes(self, graph: str) -> int:
         """Device memory that a call of ``graph`` needs while it runs, at most, beside its inputs and outputs."""
