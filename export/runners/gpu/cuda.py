@@ -59,8 +59,8 @@ def _load() -> Any:
     status, count = runtime.cudaGetDeviceCount()
     if status.name in _NO_DRIVER or (status.name == "cudaSuccess" and not count):
         raise DeviceUnavailableError(
-            f"got no usable NVIDIA GPU ({status.name}), wanted one with a driver for CUDA 13: install NVIDIA driver 580 "
-            "or newer, and in a container the NVIDIA Container Toolkit"
+            f"got no usable NVIDIA GPU ({status.name}), wanted one with a driver for CUDA 13: "
+            "install NVIDIA driver 580 or newer, and in a container the NVIDIA Container Toolkit"
         )
     if status.name != "cudaSuccess":
         raise DeviceUnavailableError(f"the NVIDIA GPU cannot be used: {status.name}")

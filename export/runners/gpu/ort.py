@@ -10,7 +10,7 @@ import onnxruntime
 from export import contract
 from export.bundle import Bundle, BundleError
 from export.contract import GRAPH_NAMES, TensorSpec
-from export.runners.gpu.buckets import row_buckets
+from export.runners.gpu.buckets import cache_capacities, row_buckets, source_capacities
 from export.runners.gpu.device import DeviceUnavailableError, Streams
 from export.runners.gpu.graphs import Call, Tensor
 from export.runners.ort_session import check_session, first_line
@@ -46,6 +46,8 @@ class OrtGraphs:
         self.name = f"onnxruntime-{device_type}"
         self.precision = manifest.precision(TARGET)
         self.row_buckets = row_buckets(max_rows)
+        self.cache_capacities = cache_capacities(manifest.max_output_tokens)
+        self.source_capacities = source_capacities(manifest.max_source_tokens)
         self._device_type = device_type
         self._contracts = contract.graph_contracts(manifest.dims, precision=self.precision, flavour="standard")
         self._sessions = {}

@@ -8,7 +8,7 @@ from functools import partial
 
 from export.bundle import Manifest
 from export.contract import cache_names
-from export.runners.gpu.buckets import cache_capacities, smallest, source_capacities
+from export.runners.gpu.buckets import smallest
 from export.runners.gpu.buffers import Buffers
 from export.runners.gpu.caches import CacheShape, DeviceCaches, Move
 from export.runners.gpu.device import Block, Device, Event, Streams
@@ -47,10 +47,8 @@ class DeviceRows:
         self._pad_id = manifest.pad_id
         self._layers, self._most_rows = dims.decoder_layers, rows
         self._longest_source = manifest.max_source_tokens
-        self._own_capacities = cache_capacities(manifest.max_output_tokens)
-        self._source_capacities = source_capacities(manifest.max_source_tokens)
-        self.own = DeviceCaches(device, shape, capacities=self._own_capacities, head_dim=dims.head_dim)
-        self.cross = DeviceCaches(device, shape, capacities=self._source_capacities, head_dim=dims.head_dim)
+        self.own = DeviceCaches(device, shape, capacities=graphs.cache_capacities, head_dim=dims.head_dim)
+        self.cross = DeviceCaches(device, shape, capacities=graphs.source_capacities, head_dim=dims.head_dim)
         self._encoder = Programs(streams.encoder, capturable=graphs.capturable)
         self._reorder = Programs(streams.steps, capturable=graphs.capturable)
         self._encoder_scratch = device.allocate(graphs.scratch_bytes("encoder"))
@@ -90,7 +88,7 @@ class DeviceRows:
 
     def _make_room(self, length: int, *, held: int) -> None:
         """Let the cross caches grow to sources of ``length``; of those that stay the longest is ``held``."""
-        capacity = smallest(self._source_capacities, length)
+        capacity = smallest(self._graphs.source_capacities, length)
         if capacity > self.cross.capacity:
             self._lay_out(self.cross, capacity, used=held)
 
@@ -165,8 +163,8 @@ class DeviceRows:
         self._in_use = set(rows)
         longest, longest_source = max(positions), max(self._lengths[row] for row in rows)
         for caches, capacities, wanted, used in (
-            (self.own, self._own_capacities, longest + 1, longest),
-            (self.cross, self._source_capacities, longest_source, longest_source),
+            (self.own, self._graphs.cache_capacities, longest + 1, longest),
+            (self.cross, self._graphs.source_capacities, longest_source, longest_source),
         ):
             capacity = smallest(capacities, wanted)
             if capacity != caches.capacity:

@@ -11,7 +11,7 @@ import numpy as np
 from export.bundle import Manifest
 from export.contract import cache_dtype
 from export.runners.checks import check_size, check_sources, check_step
-from export.runners.gpu.buckets import cache_capacities, smallest, source_capacities
+from export.runners.gpu.buckets import smallest
 from export.runners.gpu.buffers import Buffers, BufferSizes
 from export.runners.gpu.caches import CacheShape
 from export.runners.gpu.device import Device, Event, Streams
@@ -270,8 +270,8 @@ def _memory_plan(manifest: Manifest, graphs: DeviceGraphs, sizes: BufferSizes, *
     shape = CacheShape.of(dims, rows=sizes.rows, itemsize=itemsize)
     return MemoryPlan(
         {
-            "own caches": 2 * shape.bytes_at(cache_capacities(manifest.max_output_tokens)[-1]),
-            "cross caches": 2 * shape.bytes_at(source_capacities(manifest.max_source_tokens)[-1]),
+            "own caches": 2 * shape.bytes_at(graphs.cache_capacities[-1]),
+            "cross caches": 2 * shape.bytes_at(graphs.source_capacities[-1]),
             "buffers": Buffers.device_bytes(dims, sizes, itemsize=itemsize),
             "scratch": max(map(graphs.scratch_bytes, SCRATCH_GRAPHS))
             + graphs.scratch_bytes("encoder")
