@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from export.runners.gpu.device import Device
 from export.runners.protocol import RunnerError
 
-_GIB = 2**30
-
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -38,8 +36,12 @@ def check_fits(device: Device, plans: dict[int, MemoryPlan]) -> None:
         return
     fitting = [number for number, smaller in plans.items() if smaller.total <= free]
     hint = f"--max-rows {fitting[-1]} would fit" if fitting else f"not even {next(iter(plans))} would fit"
-    parts = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in plan.parts.items())
+    parts = ", ".join(f"{name} {_mib(size)}" for name, size in plan.parts.items())
     raise RunnerError(
-        f"{device.description}: got {free / _GIB:.2f} GiB free, wanted {plan.total / _GIB:.2f} GiB for {rows} rows "
+        f"{device.description}: got {_mib(free)} MiB free, wanted {_mib(plan.total)} MiB for {rows} rows "
         f"({parts}): {hint}"
     )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f}"

@@ -159,8 +159,9 @@ class GpuRunner:
             self._step.tokens = given
             return
         self._rows.prepare(origins if moved else None, positions=places)
-        self._step = _Step(given, places, goes_on=goes_on)
-        self._run(self._step, self._head)
+        step = _Step(given, places, goes_on=goes_on)
+        self._run(step, self._head)
+        self._step = step
 
     def argmax(self) -> IntArray:
         """Best token of each row of the last step: int64 [rows]; the lowest id where several are equal."""
