@@ -114,7 +114,9 @@ def _open(path: str, *, device_type: str, stream: int) -> Any:
                 "`make install-gpu`, or pip uninstall onnxruntime and pip install onnxruntime-gpu"
             )
         onnxruntime.preload_dlls()
-        providers = [("CUDAExecutionProvider", {"device_id": 0, "user_compute_stream": str(stream)}), *providers]
+        # fp32 means fp32: the products of tensor cores would keep ten bits of it.
+        settings = {"device_id": 0, "user_compute_stream": str(stream), "use_tf32": 0}
+        providers = [("CUDAExecutionProvider", settings), *providers]
     try:
         session = onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:  # the binding's exceptions have no base of their own

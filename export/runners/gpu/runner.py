@@ -196,12 +196,10 @@ class GpuRunner:
         return Candidates(ids[: step.rows, :k].copy(), log_probs[: step.rows, :k].copy())
 
     def logits(self) -> FloatArray:
-        """Raw logits of the last step: float32 [rows, target_vocab_size], which the next step may overwrite."""
+        """Raw logits of the last step: float32 [rows, target_vocab_size]."""
         step = self._stepped()
         self._run_again_if_gone(step, self._head)
-        view = self._steps.download_logits(step.rows)[:, : self._dims.target_vocab]
-        view.flags.writeable = False
-        return view
+        return self._steps.download_logits(step.rows)[:, : self._dims.target_vocab].copy()
 
     def close(self) -> None:
         """Free graphs and device memory; calling it again does nothing."""
