@@ -200,7 +200,9 @@ class CudaStream:
 
     def record(self) -> Event:
         """Mark this moment."""
-        event = CudaEvent(self._runtime)
+        # One that measures no time is the cheaper kind.
+        handle = _call(self._runtime.cudaEventCreateWithFlags, self._runtime.cudaEventDisableTiming)
+        event = CudaEvent(self._runtime, handle)
         _call(self._runtime.cudaEventRecord, event.handle, self.handle)
         return event
 
@@ -236,10 +238,10 @@ class CudaStream:
 class CudaEvent:
     """Implements ``export.runners.gpu.device.Event``."""
 
-    def __init__(self, runtime: Any) -> None:
-        """Make one that measures no time, which is the cheaper kind."""
+    def __init__(self, runtime: Any, handle: Any) -> None:
+        """Own an event that exists."""
         self._runtime = runtime
-        self.handle = _call(runtime.cudaEventCreateWithFlags, runtime.cudaEventDisableTiming)
+        self.handle = handle
 
     def synchronize(self) -> None:
         """Wait on the host until everything before it is done."""
