@@ -34,7 +34,8 @@ class OrtCpuRunner:
         self._dims = dims
         self._encoder = sessions.encoder
         self._step = sessions.step
-        self._bound_step: dict[Any, BoundGraph] = {}  # by session
+        self._bound_step: dict[Any, BoundGraph] = {}  # by session, to buffers of one layout
+        self._bound_layout = (0, 0)
         self._caches = RowCaches(
             dims,
             rows=max_rows,
@@ -141,6 +142,9 @@ class OrtCpuRunner:
         self._positions[:rows] = positions
         self._longest_target[0] = max(places) + 1
         self._rows = 0
+        if self._bound_layout != self._caches.layout:
+            self._bound_step.clear()
+            self._bound_layout = self._caches.layout
         session = self._step.of(alone=alone)
         if session not in self._bound_step:
             self._bound_step[session] = BoundGraph(session)

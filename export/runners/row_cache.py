@@ -17,6 +17,7 @@ from export.runners.protocol import FloatArray, IntArray, ShapeError
 Values = NDArray[Any]
 """Keys or values, in the dtype that the model's graphs keep them in."""
 
+_SMALLEST_CAPACITY = 32
 _STEPS_PUT_OFF = 256
 
 
@@ -24,11 +25,14 @@ class RowCaches:
     """Self-attention and cross-attention caches of all decoder layers.
 
     Each buffer is [2 * layers, rows, heads, capacity, head_dim], key and value of a layer side by side, so that the
-    first rows of every layer are one contiguous piece.
+    first rows of every layer are one contiguous piece. Capacities begin small and double as tokens come that need it:
+    the few tokens that most rows hold then lie on few pages of memory, not on one of its own for every head. They stay
+    as large as they ever were.
 
     Attributes:
-        own: self-attention keys and values, one row per hypothesis.
-        cross: cross-attention keys and values of the row's source.
+        own: self-attention keys and values, one row per hypothesis; anew where the capacity has grown.
+        cross: cross-attention keys and values of the row's source; likewise.
+        cache_bytes: address space of all buffers at their largest.
         cross_last: those of its last token once more: float32 [2 * layers, rows, 1, heads * head_dim].
         source_lengths: int32 [rows], tokens of each row's source; 0: the row never held one.
     """
@@ -36,11 +40,16 @@ class RowCaches:
     def __init__(
         self, dims: ModelDimensions, *, rows: int, source_capacity: int, target_capacity: int, dtype: np.dtype[Any]
     ) -> None:
-        """Reserve the buffers; capacities are in tokens."""
+        """Reserve the buffers; capacities are in tokens, the largest that will be asked for."""
         buffers = 2 * dims.decoder_layers
-        self.own = _zeros((buffers, rows, dims.heads, target_capacity, dims.head_dim), dtype)
-        self.cross = _zeros((buffers, rows, dims.heads, source_capacity, dims.head_dim), dtype)
+        self._capacities = target_capacity, source_capacity
+        self.own, self.cross = (
+            _zeros((buffers, rows, dims.heads, min(_SMALLEST_CAPACITY, most), dims.head_dim), dtype)
+            for most in self._capacities
+        )
         self.cross_last: FloatArray = np.zeros((buffers, rows, 1, dims.attention_width), np.float32)
+        token_bytes = buffers * rows * dims.attention_width * dtype.itemsize
+        self.cache_bytes = sum(self._capacities) * token_bytes + self.cross_last.nbytes
         self.source_lengths: NDArray[np.int32] = np.zeros(rows, np.int32)
         # What a row holds, and each place of it: a number of its own for every source and every entry ever written.
         self._sources = [0] * rows
@@ -51,9 +60,9 @@ class RowCaches:
         self._steps: list[Sequence[int]] = []  # entries that have no number yet: only a move asks for them
 
     @property
-    def cache_bytes(self) -> int:
-        """Address space of all buffers."""
-        return self.own.nbytes + self.cross.nbytes + self.cross_last.nbytes
+    def layout(self) -> tuple[int, int]:
+        """Capacities of ``own`` and ``cross`` at present: others mean other buffers."""
+        return self.own.shape[3], self.cross.shape[3]
 
     @property
     def sources(self) -> Sequence[int]:
@@ -70,6 +79,9 @@ class RowCaches:
             rows: int64 [batch], the row of each source.
         """
         cross, self.cross_last[:, rows] = memory
+        if (longest := int(lengths.max())) > self.cross.shape[3]:
+            held = np.flatnonzero(self.source_lengths)
+            self.cross = _grown(self.cross, longest, most=self._capacities[1], rows=held)
         for place, (row, length) in enumerate(zip(rows.tolist(), lengths.tolist(), strict=True)):
             self.cross[:, row, :, :length] = cross[:, place, :, :length]
             self._sources_written += 1
@@ -77,7 +89,10 @@ class RowCaches:
         self.source_lengths[rows] = lengths
 
     def write_step(self, positions: Sequence[int]) -> None:
-        """Take note that a step writes each live row's entry at its position."""
+        """Take note that a step writes each live row's entry at its position, and make room for it."""
+        if (needed := max(positions) + 1) > self.own.shape[3]:
+            live = np.arange(len(positions))
+            self.own = _grown(self.own, needed, most=self._capacities[0], rows=live)
         self._steps.append(positions)
         if len(self._steps) == _STEPS_PUT_OFF:
             self._number_entries()
@@ -147,6 +162,14 @@ class RowCaches:
         if 0 in lengths:
             raise ShapeError(f"rows: got row {lengths.index(0)} without a source, wanted every live row encoded")
         return max(lengths)
+
+
+def _grown(buffer: Values, needed: int, *, most: int, rows: IntArray) -> Values:
+    """A buffer with room for ``needed`` tokens, a power of two of them or ``most``, and the contents of some rows."""
+    *before, capacity, head_dim = buffer.shape
+    grown = _zeros((*before, min(1 << (needed - 1).bit_length(), most), head_dim), buffer.dtype)
+    grown[:, rows, :, :capacity] = buffer[:, rows]
+    return grown
 
 
 def _zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Values:

@@ -95,6 +95,36 @@ def test_a_reorder_within_one_source_leaves_cross_attention_where_it_is(tiny_bun
     assert (caches.own[:, 1, :, :2] == 10.0).all()
 
 
+def test_caches_begin_small_and_keep_what_they_hold_as_they_grow(
+    tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_cache, "_SMALLEST_CAPACITY", 4)
+    dims = tiny_bundle.manifest.dims
+    caches = RowCaches(dims, rows=3, source_capacity=6, target_capacity=30, dtype=np.dtype(np.float32))
+    largest, draw = caches.cache_bytes, np.random.default_rng(4)
+    assert caches.layout == (4, 4)
+
+    def source(length: int) -> list[np.ndarray]:
+        cross = draw.normal(size=(4, 1, 4, length, 8)).astype(np.float32)
+        return [cross, np.zeros((4, 1, 1, 32), np.float32)]
+
+    short, long = source(3), source(5)
+    caches.write_sources(short, lengths=np.array([3]), rows=np.array([1]))
+    assert caches.layout == (4, 4)
+    caches.write_sources(long, lengths=np.array([5]), rows=np.array([0]))
+    assert caches.layout == (4, 6), "as many as it will ever be asked for, where that is less than twice as many"
+    assert np.array_equal(caches.cross[:, 1, :, :3], short[0][:, 0])
+    assert np.array_equal(caches.cross[:, 0, :, :5], long[0][:, 0])
+
+    written = draw.normal(size=(20, *caches.own[:, :2, :, 0].shape)).astype(np.float32)
+    for position, values in enumerate(written):
+        caches.write_step([position, position])
+        caches.own[:, :2, :, position] = values
+        assert caches.layout[0] == {0: 4, 4: 8, 8: 16, 16: 30}[max(at for at in (0, 4, 8, 16) if at <= position)]
+    assert np.array_equal(np.moveaxis(caches.own[:, :2, :, :20], 3, 0), written)
+    assert caches.own.nbytes + caches.cross.nbytes + caches.cross_last.nbytes == largest
+
+
 @pytest.mark.parametrize("put_off", [1, 3, 256])
 def test_hypotheses_of_one_search_move_from_the_place_where_they_part(
     put_off: int, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
