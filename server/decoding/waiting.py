@@ -68,11 +68,13 @@ class FairQueue:
     def __init__(self) -> None:
         """Begin empty."""
         self._parties: deque[deque[Sequence]] = deque()
+        self._waiting = 0
+        self._first_rows = 0  # of the first of each party
         self.rows = 0
 
     def __len__(self) -> int:
         """How many wait."""
-        return sum(map(len, self._parties))
+        return self._waiting
 
     def __iter__(self) -> Iterator[Sequence]:
         """All who wait, party by party."""
@@ -81,17 +83,22 @@ class FairQueue:
     def add(self, party: Items[Sequence]) -> None:
         """Let the sequences of one call wait."""
         if party:
-            self._parties.append(deque(party))
+            self._append(deque(party))
+            self._waiting += len(party)
             self.rows += _rows(party)
 
     def rows_ahead(self, party: Items[Sequence]) -> Iterator[int]:
         """One more of every other party for each of this one."""
-        ahead = 0
-        turns = itertools.chain(itertools.zip_longest(*self._parties), itertools.repeat(()))
-        for sequence, turn in zip(party, turns, strict=False):
-            ahead += _rows([other for other in turn if other is not None])
+        ahead = self._first_rows
+        turns: Iterator[Items[Sequence | None]] | None = None
+        for sequence in party:
+            if turns is not None:
+                ahead += _rows([other for other in next(turns, ()) if other is not None])
             yield ahead
             ahead += sequence.options.beam_size
+            if turns is None:  # most parties are single texts, of which nobody asks for a second one
+                longer = (itertools.islice(other, 1, None) for other in self._parties if len(other) > 1)
+                turns = itertools.zip_longest(*longer)
 
     def first(self, now: float) -> Sequence:  # noqa: ARG002 - time changes nothing here
         """Whose turn it is."""
@@ -101,8 +108,10 @@ class FairQueue:
         """Remove and return whose turn it is; the rest of its party goes to the end."""
         party = self._parties.popleft()
         sequence = party.popleft()
+        self._first_rows -= sequence.options.beam_size
         if party:
-            self._parties.append(party)
+            self._append(party)
+        self._waiting -= 1
         self.rows -= sequence.options.beam_size
         return sequence
 
@@ -110,7 +119,13 @@ class FairQueue:
         """Remove all of whom ``leaves`` says so."""
         staying = (deque(s for s in party if not leaves(s)) for party in self._parties)
         self._parties = deque(party for party in staying if party)
+        self._waiting = sum(map(len, self._parties))
+        self._first_rows = _rows([party[0] for party in self._parties])
         self.rows = _rows(self)
+
+    def _append(self, party: deque[Sequence]) -> None:
+        self._parties.append(party)
+        self._first_rows += party[0].options.beam_size
 
 
 class LongestFirstQueue:
