@@ -6,6 +6,8 @@ SERVE_ENV := .venv
 TEST_ENV := .venv-test
 # Where ruff, mypy, buf and pytest are run from: `make check BIN=.venv/bin` uses an environment of your own.
 BIN ?= $(TEST_ENV)/bin
+# The extra that `make install-gpu` installs.
+GPU ?= tensorrt
 # Flags for `make serve`, for example ARGS='--listen 0.0.0.0:50051'.
 ARGS ?=
 
@@ -15,7 +17,7 @@ PROTO_DIR := proto/dragoman/v1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check lint types unit proto format clean
+.PHONY: help serve install-gpu test check lint types unit proto format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -39,6 +41,12 @@ $(TEST_ENV)/.installed: pyproject.toml constraints.txt
 
 serve: $(SERVE_ENV)/.installed  ## serve the bundled model on 127.0.0.1:50051
 	@exec $(SERVE_ENV)/bin/dragoman serve $(ARGS)
+
+# onnxruntime and onnxruntime-gpu write the same files: one replaces the other.
+install-gpu: $(SERVE_ENV)/.installed  ## let `make serve` use an NVIDIA GPU; GPU=tensorrt-rtx for GeForce and RTX cards
+	$(SERVE_ENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(GPU)]'
+	$(SERVE_ENV)/bin/python -m pip uninstall --quiet --yes onnxruntime
+	$(SERVE_ENV)/bin/python -m pip install --quiet --constraint constraints.txt 'onnxruntime-gpu[cuda,cudnn]'
 
 test: $(TEST_ENV)/.installed  ## install everything and run all checks
 	@$(MAKE) --no-print-directory check BIN=$(TEST_ENV)/bin
