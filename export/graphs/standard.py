@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from export.contract import (
     FlavourName,
@@ -18,10 +18,6 @@ from export.graphs.description import ModelDescription
 from export.graphs.flavour import PARTS
 from export.graphs.numbers.format import NumberFormat
 
-Padding = Literal["lengths", "masks"]
-"""How Attention learns which keys are padding: from each row's length, as the operator means it to, or from a mask of
-truth values made of the lengths, for runtimes that pass over its lengths in silence, as TensorRT's parser does."""
-
 
 @dataclass(frozen=True)
 class StandardFlavour:
@@ -31,13 +27,11 @@ class StandardFlavour:
         name: as folders of graphs are called.
         opsets: the operators that its graphs may use.
         numbers: how its graphs multiply matrices and keep their caches; nothing that only ONNX Runtime can do.
-        padding: how Attention learns which keys are padding.
     """
 
     name: ClassVar[FlavourName] = "standard"
     opsets: ClassVar[Opsets] = STANDARD_OPSETS
     numbers: NumberFormat
-    padding: Padding = "lengths"
 
     def encoder_contract(self, dims: ModelDimensions) -> GraphContract:
         """Inputs and outputs of its encoder."""
@@ -53,11 +47,11 @@ class StandardFlavour:
 
     def encoder_attention(self, graph: GraphBuilder, model: ModelDescription) -> StandardEncoderAttention:
         """Attention over a batch of sources."""
-        return StandardEncoderAttention(graph, model, padding=self.padding)
+        return StandardEncoderAttention(graph, model)
 
     def step_attention(self, graph: GraphBuilder, model: ModelDescription) -> StandardStepAttention:
         """Attention over caches that TensorScatter updates."""
-        return StandardStepAttention(graph, model, padding=self.padding)
+        return StandardStepAttention(graph, model)
 
     def swish(self, graph: GraphBuilder, x: str) -> str:
         """As opset 24 defines its Swish, in two operators that every runtime has a kernel of."""
@@ -70,14 +64,14 @@ class StandardEncoderAttention:
     Positions beyond a source's length attend too, to what is within; nobody reads what comes of it.
     """
 
-    def __init__(self, graph: GraphBuilder, model: ModelDescription, *, padding: Padding) -> None:
+    def __init__(self, graph: GraphBuilder, model: ModelDescription) -> None:
         dims = model.dims
         self._graph = graph
         # heads stay side by side: the operator takes them apart itself
         self._operator = {"q_num_heads": dims.heads, "kv_num_heads": dims.heads, **_scale(model)}
         self._width = dims.attention_width
         self._packed_shape = graph.op("Concat", graph.op("Shape", "tokens"), graph.constant([3 * self._width]), axis=0)
-        self._unpadded = _unpadded(graph, "lengths", keys=("tokens", 1), queries="as many", padding=padding)
+        self._unpadded = _unpadded("lengths")
 
     def attend(self, query_key_value: str) -> str:
         """[batch * src_len, 3 * attention_width] -> [batch * src_len, attention_width]."""
@@ -98,14 +92,14 @@ class StandardStepAttention:
     A cache that goes in as past and the one that comes out as present may be one buffer. Cross caches are only read.
     """
 
-    def __init__(self, graph: GraphBuilder, model: ModelDescription, *, padding: Padding) -> None:
+    def __init__(self, graph: GraphBuilder, model: ModelDescription) -> None:
         dims = model.dims
         self._graph = graph
         self._operator = _scale(model)
         self._heads, self._head_dim = dims.heads, dims.head_dim
         own_lengths = graph.op("Add", "positions", graph.constant(1))
-        self._own = _unpadded(graph, own_lengths, keys=("past_key_0", 2), queries="one", padding=padding)
-        self._cross = _unpadded(graph, "source_lengths", keys=("cross_key_0", 2), queries="one", padding=padding)
+        self._own = _unpadded(own_lengths)
+        self._cross = _unpadded("source_lengths")
 
     def attend_self(self, layer: int, query_key_value: str) -> str:
         """Append to the row's own cache and attend to it: [rows, 3 * attention_width] -> [rows, attention_width]."""
@@ -141,26 +135,7 @@ def _scale(model: ModelDescription) -> dict[str, Any]:
     return {} if model.attention_scale is None else {"scale": model.attention_scale}
 
 
-def _unpadded(
-    graph: GraphBuilder, lengths: str, *, keys: tuple[str, int], queries: Literal["one", "as many"], padding: Padding
-) -> tuple[str, ...]:
-    """What Attention takes after query, key and value so that each row attends to its first ``lengths`` keys.
-
-    Args:
-        graph: to be written into, once for all layers.
-        lengths: int64 [batch], at least 1.
-        keys: a value and its axis that is as long as there are keys, padding counted.
-        queries: one, or as many as keys.
-        padding: the form it takes.
-    """
-    if padding == "lengths":
-        no_mask, no_past_key, no_past_value = "", "", ""
-        return no_mask, no_past_key, no_past_value, lengths
-    of, axis = keys
-    count = graph.op("Shape", of, start=axis, end=axis + 1)
-    places = graph.op("Range", graph.constant(0), graph.op("Squeeze", count), graph.constant(1))
-    ends = graph.op("Reshape", lengths, graph.constant([-1, 1, 1, 1]))  # batch, heads, queries, keys
-    if queries == "as many":  # ONNX Runtime broadcasts a mask over heads, but not over queries
-        one = graph.constant([1])
-        ends = graph.op("Expand", ends, graph.op("Concat", one, one, count, one, axis=0))
-    return (graph.op("Less", places, ends),)
+def _unpadded(lengths: str) -> tuple[str, ...]:
+    """What Attention takes after query, key and value so that each row attends to its first ``lengths`` keys."""
+    no_mask, no_past_key, no_past_value = "", "", ""
+    return no_mask, no_past_key, no_past_value, lengths

@@ -1,9 +1,11 @@
-"""Graphs of the standard flavour, on ONNX Runtime's CPU: both ways to tell of padding give what the model gives."""
+"""Graphs of the standard flavour, on ONNX Runtime's CPU: as written, and as rewritten for TensorRT, they give what the
+model gives.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnx
@@ -12,12 +14,13 @@ import torch
 
 from export.bundle import Bundle
 from export.contract import GRAPH_NAMES, ModelDimensions, cache_names, graph_contracts
+from export.engines.specialise import LENGTHS_INPUT, MASK_INPUT, specialise
 from export.errors import ExportError
 from export.exporter import export_bundle, plan_manifest
 from export.graphs.description import describe, dimensions_of
 from export.graphs.folder import write_graphs
 from export.graphs.numbers.float32 import Float32
-from export.graphs.standard import Padding, StandardFlavour
+from export.graphs.standard import StandardFlavour
 from export.runners.ort_cpu import OrtCpuRunner
 from export.runners.ort_session import BoundGraph, open_session, run_graph
 from export.runners.protocol import IntArray
@@ -29,7 +32,8 @@ from model.transformer import Transformer
 from tests.export.test_export_parity import CONFIGURATIONS, LENGTHS, STEPS, TOLERANCE
 from tests.export.tiny import CARD, START, NoTokenizer, padded, random_model, sources_of
 
-PADDINGS: tuple[Padding, ...] = ("lengths", "masks")
+Padding = Literal["lengths", "masks"]
+PADDINGS: tuple[Padding, ...] = ("lengths", "masks")  # as written; as rewritten for TensorRT
 JUNK = 1e6  # what lies in a cache where no token has been
 CAPACITY = 40
 LIMIT = 20
@@ -44,7 +48,6 @@ TALKATIVE: dict[str, dict[str, Any]] = {
         "activation": "gelu",
     },
 }
-MASK, LENGTH = 3, 6  # places among the inputs of Attention
 
 
 class StandardGraphs:
@@ -85,8 +88,10 @@ class StandardGraphs:
 
 
 def opened(model: Transformer, folder: Path, *, padding: Padding, rows: int) -> StandardGraphs:
-    flavour = StandardFlavour(Float32(), padding=padding)
-    write_graphs(describe(model, positions=CAPACITY), folder, flavour=flavour)
+    write_graphs(describe(model, positions=CAPACITY), folder, flavour=StandardFlavour(Float32()))
+    if padding == "masks":
+        for path in folder.glob("*.onnx"):
+            onnx.save(specialise(onnx.load(str(path), load_external_data=False)), str(path))
     return StandardGraphs(folder, dimensions_of(model), rows=rows)
 
 
@@ -175,7 +180,7 @@ def test_padding_is_told_in_one_form_made_once(padding: Padding, tmp_path: Path)
         nodes = onnx.load(str(tmp_path / f"{name}.onnx"), load_external_data=False).graph.node
         inputs = [[*node.input, *[""] * 7][:7] for node in nodes if node.op_type == "Attention"]
         assert len(inputs) == layers
-        told, untold = (LENGTH, MASK) if padding == "lengths" else (MASK, LENGTH)
+        told, untold = (LENGTHS_INPUT, MASK_INPUT) if padding == "lengths" else (MASK_INPUT, LENGTHS_INPUT)
         assert {given[untold] for given in inputs} == {""}
         assert len({given[told] for given in inputs} - {""}) == forms
         assert all(given[told] for given in inputs)
