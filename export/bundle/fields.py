@@ -34,6 +34,10 @@ class Fields:
         """Read a JSON document that is one object."""
         return cls(parse_json(text, where=where), where=where)
 
+    def names(self) -> tuple[str, ...]:
+        """What fields there are."""
+        return tuple(self._values)
+
     def has(self, name: str) -> bool:
         """Whether the field is there and not null."""
         return self._values.get(name) is not None

@@ -137,13 +137,14 @@ def write_bundle(out: Path, *, manifest: Manifest, fill: Callable[[Path], None])
         text = dataclasses.replace(manifest, files=files).to_json()
         (staging / MANIFEST_FILE).write_text(text, encoding="utf-8")
         Bundle.open(staging)
-        _replace_directory(out, staging)
+        replace_directory(out, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Bundle.open(out)
 
 
-def _replace_directory(out: Path, staging: Path) -> None:
+def replace_directory(out: Path, staging: Path) -> None:
+    """Let ``staging`` be ``out``, in place of what is there; both lie in one directory."""
     old = staging.with_name(staging.name + ".old")
     if out.exists():
         out.rename(old)
