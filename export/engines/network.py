@@ -57,7 +57,7 @@ def parse_network(
 
     Raises:
         ExportError: TensorRT does not know an operator; an Attention is told of padding by lengths, which it passes
-            over; no layer uses an input; a cache is not updated in place; or a value has another type than in the
+            over; an input does not count; a cache is not updated in place; or a value has another type than in the
             graph. The message names it.
     """
     name = model.graph.name
@@ -67,8 +67,9 @@ def parse_network(
     parser = library.api.OnnxParser(definition, library.logger)
     with library.listening() as messages:
         if not parser.parse(_decomposable(model).SerializeToString(), str(path)):
-            reasons = [parser.get_error(place).desc() for place in range(parser.num_errors)]
-            raise ExportError(f"{name}: TensorRT cannot read it: {reasons[0] if reasons else messages.reason('?')}")
+            reasons = [str(parser.get_error(place)) for place in range(parser.num_errors)]
+            reason = " ".join((reasons or [messages.reason("it does not say why")])[0].split())
+            raise ExportError(f"{name}: {library} cannot read it: {reason}")
     _check_inputs(name, definition)
     if name == "step":
         _check_caches(name, definition)
@@ -98,12 +99,18 @@ def _check_graph(model: onnx.ModelProto, types: Mapping[str, int], precision: st
 
 
 def _check_inputs(name: str, definition: Any) -> None:
-    """Hold that some layer reads each input: TensorRT keeps the others as inputs and computes without them."""
-    used = {tensor.name for layer in _layers(definition) for tensor in _inputs(layer)}
+    """Hold that each input counts: TensorRT keeps one that no output follows from, and computes without it."""
+    read_by = {tensor.name: _inputs(layer) for layer in _layers(definition) for tensor in _outputs(layer)}
+    waiting = [definition.get_output(place).name for place in range(definition.num_outputs)]
+    counting = set(waiting)
+    while waiting:
+        found = {tensor.name for tensor in read_by.get(waiting.pop(), ())} - counting
+        counting |= found
+        waiting += found
     for place in range(definition.num_inputs):
         given = definition.get_input(place).name
-        if given not in used:
-            raise ExportError(f"{name}: got input {given} that no layer uses, wanted all of them to count")
+        if given not in counting:
+            raise ExportError(f"{name}: got input {given} that no output follows from, wanted all of them to count")
 
 
 def _check_caches(name: str, definition: Any) -> None:

@@ -96,7 +96,6 @@ class TensorrtLibrary:
         return builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
 
 
-@functools.cache
 def find_library(name: LibraryName | None = None) -> TensorrtLibrary:
     """The library that is installed; ``tensorrt`` where both are.
 
@@ -106,22 +105,24 @@ def find_library(name: LibraryName | None = None) -> TensorrtLibrary:
     Raises:
         DeviceUnavailableError: there is none, or it is too old; one line says what to install.
     """
-    for known, module in _MODULES.items():
+    for known in _MODULES:
         if name in (None, known):
             try:
-                api = importlib.import_module(module)
+                library = _load(known)
             except (ImportError, OSError) as error:  # OSError: its own libraries are not where it looks
-                _log.debug("%s: %s", module, error)
+                _log.debug("%s: %s", known, error)
                 continue
-            return _usable(TensorrtLibrary(known, api))
+            if not hasattr(library.api.LayerType, "KV_CACHE_UPDATE"):
+                wanted = "one that updates caches in place: tensorrt 10.15 or tensorrt-rtx 1.7, or newer"
+                raise DeviceUnavailableError(f"{library.name}: got {library.version}, wanted {wanted}")
+            return library
     raise DeviceUnavailableError(_INSTALL)
 
 
-def _usable(library: TensorrtLibrary) -> TensorrtLibrary:
-    if not hasattr(library.api.LayerType, "KV_CACHE_UPDATE"):
-        wanted = "one that updates caches in place: tensorrt 10.15 or tensorrt-rtx 1.7, or newer"
-        raise DeviceUnavailableError(f"{library.name}: got {library.version}, wanted {wanted}")
-    return library
+@functools.cache
+def _load(name: LibraryName) -> TensorrtLibrary:
+    """Once in a process: the library keeps the first logger that it is given."""
+    return TensorrtLibrary(name, importlib.import_module(_MODULES[name]))
 
 
 def _logger_class(api: Any) -> Any:

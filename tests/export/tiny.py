@@ -14,7 +14,7 @@ from export.exporter import export_bundle, plan_manifest
 from export.quantisation.calibration import calibrate
 from export.quantisation.ranges import Calibration
 from export.runners.protocol import IntArray
-from export.targets import Precision
+from export.targets import Precision, Target
 from model.checkpoint import Checkpoint, ModelCard
 from model.config import TransformerConfig
 from model.tokenizer import Tokenizer
@@ -89,12 +89,13 @@ def export_model(
     out: Path,
     *,
     golden: Iterable[GoldenSentence] = (),
+    target: Target = "cpu",
     precision: Precision = "fp32",
     shortlist: Shortlist | None = None,
 ) -> Bundle:
     """The bundle of a model that has no tokenizer."""
     checkpoint = Checkpoint(model, cast(Tokenizer, NoTokenizer()), CARD)
-    manifest = plan_manifest(checkpoint, precision=precision)
+    manifest = plan_manifest(checkpoint, target=target, precision=precision)
     calibration = calibrated(model) if precision == "int8" else None
     return export_bundle(
         checkpoint, out, manifest=manifest, golden=golden, calibration=calibration, shortlist=shortlist
