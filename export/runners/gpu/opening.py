@@ -29,7 +29,7 @@ def open_gpu_runners(
     Args:
         bundle: exported for ``target``.
         target: ``cuda``: by ONNX Runtime; ``tensorrt``: by engines that have been built.
-        engines: the folder of engines, for ``tensorrt``.
+        engines: the folder of engines, for ``tensorrt``; None: those that the bundle carries.
         workers: runners that may be at work at once.
         max_rows: most live rows of a step, for each runner.
         max_candidates: largest ``k`` of ``top_k``; lowered to the number of selectable tokens.
@@ -42,11 +42,12 @@ def open_gpu_runners(
     if target not in bundle.manifest.graphs:
         wanted = f"one that `dragoman export --target {target}` wrote"
         raise BundleError(f"{bundle.path}: got a bundle without graphs for {target}, wanted {wanted}")
-    load = _loader(bundle, target=target, engines=engines, max_rows=max_rows)
+    sizes = {"max_rows": max_rows, "max_candidates": max_candidates}
+    load = _loader(bundle, target=target, engines=engines, **sizes)
     with contextlib.ExitStack() as opened:
         runners = []
         for _ in range(workers):
-            runner = _open(bundle, load, max_rows=max_rows, max_candidates=max_candidates)
+            runner = _open(bundle, load, **sizes)
             opened.callback(runner.close)
             runners.append(runner)
         opened.pop_all()
@@ -54,14 +55,18 @@ def open_gpu_runners(
 
 
 def _loader(
-    bundle: Bundle, *, target: GpuTarget, engines: Path | None, max_rows: int
+    bundle: Bundle, *, target: GpuTarget, engines: Path | None, max_rows: int, max_candidates: int
 ) -> Callable[[Streams], DeviceGraphs]:
     """What loads the graphs for one runner, in its streams."""
     if target == "cuda":
         from export.runners.gpu.ort import OrtGraphs  # noqa: PLC0415 - not where engines run
 
         return lambda streams: OrtGraphs(bundle, streams, max_rows=max_rows)
-    raise NotImplementedError(engines)
+    from export.runners.gpu.tensorrt import TensorrtGraphs  # noqa: PLC0415 - not where ONNX Runtime runs
+
+    return lambda streams: TensorrtGraphs.open(
+        bundle, engines, streams, max_rows=max_rows, max_candidates=max_candidates
+    )
 
 
 def _open(bundle: Bundle, load: Callable[[Streams], DeviceGraphs], *, max_rows: int, max_candidates: int) -> GpuRunner:
