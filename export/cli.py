@@ -62,6 +62,11 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "`dragoman serve --shortlist`: lines of source<TAB>translation, or .jsonl with source and reference, and with "
         "source_language and target_language for a model of several",
     )
+    export.add_argument(
+        "--engines",
+        action="store_true",
+        help="with --target tensorrt: build its engines too, for the library and GPU at hand, into BUNDLE/engines",
+    )
     for limit, what in (("source", "one source, end token counted"), ("output", "one output, end token not counted")):
         export.add_argument(
             f"--max-{limit}-tokens",
@@ -79,12 +84,17 @@ def run_export(arguments: argparse.Namespace) -> int:
         return 2
     from export.bundle import BundleError
     from export.errors import ExportError
+    from export.runners.gpu.device import DeviceUnavailableError
     from model.checkpoint import CheckpointError
     from model.tokenizer import TokenizerError
 
     try:
+        if arguments.engines:
+            _check_engines_can_be_built()
         bundle = _export(arguments)
-    except (BundleError, CheckpointError, ExportError, TokenizerError, OSError) as error:
+        if arguments.engines:
+            _build_engines(bundle)
+    except (BundleError, CheckpointError, DeviceUnavailableError, ExportError, TokenizerError, OSError) as error:
         print(f"dragoman export: {error}", file=sys.stderr)
         return 1
     size = sum((bundle.path / name).stat().st_size for name in bundle.manifest.files)
@@ -101,6 +111,8 @@ def _usage_complaint(arguments: argparse.Namespace) -> str:
         return f"--calibration: got it with --precision {arguments.precision}, wanted --precision int8"
     if arguments.shortlist and arguments.target != "cpu":
         return f"--shortlist: got it with --target {arguments.target}, wanted --target cpu"
+    if arguments.engines and arguments.target != "tensorrt":
+        return f"--engines: got it with --target {arguments.target}, wanted --target tensorrt"
     return ""
 
 
@@ -137,6 +149,21 @@ def _export(arguments: argparse.Namespace) -> Bundle:
     return export_bundle(
         checkpoint, arguments.out, manifest=manifest, golden=golden, calibration=found, shortlist=shortlist
     )
+
+
+def _check_engines_can_be_built() -> None:
+    """Say so before the exam is answered, which takes long."""
+    from export.runners.gpu.engine_keys import gpu_for
+    from export.runners.tensorrt_library import find_library
+
+    gpu_for(find_library())
+
+
+def _build_engines(bundle: Bundle) -> None:
+    from export.engines.build import prebuild_engines
+    from export.engines.report import report
+
+    print(report(prebuild_engines(bundle, say=lambda line: print(line, file=sys.stderr, flush=True))))
 
 
 def _learn_shortlist(checkpoint: Checkpoint, path: Path) -> Shortlist:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from export.bundle import Bundle, BundleError
-from export.engines.build import build_engines
+from export.engines.build import MAX_CANDIDATES, MAX_ROWS, build_engines
 from export.engines.report import report
 from export.errors import ExportError
 from export.runners.gpu.device import DeviceUnavailableError
@@ -49,9 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="exported with --target tensorrt")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="engines that are there are replaced")
     parser.add_argument("--library", choices=get_args(LibraryName), help="(default: what is installed)")
-    parser.add_argument("--max-rows", type=int, default=128, metavar="N", help="of a step (default: %(default)s)")
+    parser.add_argument("--max-rows", type=int, default=MAX_ROWS, metavar="N", help="of a step (default: %(default)s)")
     parser.add_argument(
-        "--max-candidates", type=int, default=32, metavar="N", help="largest k of top_k (default: %(default)s)"
+        "--max-candidates",
+        type=int,
+        default=MAX_CANDIDATES,
+        metavar="N",
+        help="largest k of top_k (default: %(default)s)",
     )
     return parser
 

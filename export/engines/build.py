@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 
 from export.bundle import Bundle
-from export.bundle.folder import replace_directory
+from export.bundle.folder import ENGINES_FOLDER, replace_directory
 from export.engines.network import Network, parse_network
 from export.engines.profiles import Profile, add_profiles, profiles_of
 from export.engines.specialise import specialise
@@ -23,6 +23,10 @@ from export.errors import ExportError
 from export.runners.gpu.engine_files import ENGINES_FILE, EngineFile, EngineSet, engines_of
 from export.runners.gpu.engine_keys import TARGET, EngineKey
 from export.runners.tensorrt_library import TensorrtLibrary, find_library
+
+MAX_ROWS = 128
+MAX_CANDIDATES = 32
+"""What engines are built for where nobody says more."""
 
 _log = logging.getLogger(__name__)
 _ABANDONED_SECONDS = 24 * 3600.0
@@ -33,8 +37,8 @@ def build_engines(
     out: Path,
     *,
     library: TensorrtLibrary | None = None,
-    max_rows: int = 128,
-    max_candidates: int = 32,
+    max_rows: int = MAX_ROWS,
+    max_candidates: int = MAX_CANDIDATES,
     say: Callable[[str], None] = _log.info,
 ) -> EngineSet:
     """Build the engines of a bundle for this machine, in one move: a reader sees all of them or none.
@@ -75,6 +79,13 @@ def build_engines(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return EngineSet.read(out)
+
+
+def prebuild_engines(bundle: Bundle, *, say: Callable[[str], None] = _log.info) -> EngineSet:
+    """Build engines into a bundle, for the library and GPU at hand; arguments and errors as of ``build_engines``."""
+    library = find_library()
+    key = EngineKey.of(bundle, library, max_rows=MAX_ROWS, max_candidates=MAX_CANDIDATES)
+    return build_engines(bundle, bundle.path / ENGINES_FOLDER / key.machine_name, library=library, say=say)
 
 
 def _build(library: TensorrtLibrary, path: Path, folder: Path, *, key: EngineKey, capacity: int) -> EngineFile:

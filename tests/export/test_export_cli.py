@@ -17,6 +17,9 @@ from export.bundle import Bundle
 from export.cli import add_commands
 from export.errors import ExportError
 from export.golden import Question, read_questions
+from export.runners import tensorrt_library
+from export.runners.gpu.engine_files import find_engines
+from export.runners.gpu.engine_keys import EngineKey
 from export.runners.ort_cpu import OrtCpuRunner
 from export.shortlist.parallel import encode_pairs
 from model.checkpoint import Checkpoint, ModelCard, load_checkpoint, save_checkpoint
@@ -220,6 +223,7 @@ def test_limits_may_be_lowered(checkpoint: Path, tmp_path: Path) -> None:
             2,
             "--shortlist: got it with --target cuda, wanted --target cpu",
         ),
+        (("--target", "cuda", "--engines"), 2, "--engines: got it with --target cuda, wanted --target tensorrt"),
         (("--shortlist", "nowhere.tsv"), 1, "nowhere.tsv: No such file"),
         (("--golden", "nowhere.tsv"), 1, "nowhere.tsv: No such file"),
         (("--max-source-tokens", "41"), 1, "max_source_tokens: got 41, wanted 1 to max_positions = 40"),
@@ -239,6 +243,37 @@ def test_a_fault_is_one_line(
     assert line.startswith("dragoman export: ")
     assert message in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_engines_are_built_into_the_bundle(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_library, "_MODULES", {"tensorrt-rtx": "tensorrt_rtx_bindings"})
+    limits = ("--max-source-tokens", "30", "--max-output-tokens", "7")
+    arguments = (checkpoint, "--out", tmp_path / "bundle", "--target", "tensorrt", "--precision", "fp16", *limits)
+    assert run(*arguments) == 0
+    without = Bundle.open(tmp_path / "bundle")
+    capsys.readouterr()
+    assert run(*arguments, "--engines") == 0
+    said = capsys.readouterr()
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.digest == without.digest, "engines are beside what the manifest vouches for"
+    wanted = EngineKey.of(bundle, tensorrt_library.find_library(), max_rows=96, max_candidates=32)
+    found = find_engines(bundle, wanted, cache=None)
+    assert found is not None
+    assert found.path.parent == bundle.path / "engines"
+    assert "[1/5] encoder: " in said.err
+    assert "KV_CACHE_UPDATE" in said.out
+
+
+def test_engines_without_tensorrt_are_one_line_before_the_exam_is_answered(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_library, "_MODULES", {"tensorrt": "no_such_module"})
+    assert run(checkpoint, "--out", tmp_path / "bundle", "--target", "tensorrt", "--engines") == 1
+    wanted = "TensorRT: not installed; `pip install 'dragoman[tensorrt]'`, or 'dragoman[tensorrt-rtx]' for GeForce"
+    assert capsys.readouterr().err == f"dragoman export: {wanted} and RTX cards\n"
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_model_without_an_exam_of_its_own_gets_the_built_in_one(checkpoint: Path, tmp_path: Path) -> None:

@@ -31,9 +31,8 @@ def key_of(bundle: Bundle, *, max_rows: int, max_candidates: int = 32, **changes
     machine = {"library": "tensorrt", "version": "11.0.0", "gpu": "Paper 90", "compute_capability": "9.0"}
     sizes = EngineSizes.of(bundle.manifest, max_rows=max_rows, max_candidates=max_candidates)
     precision = bundle.manifest.precision("tensorrt")
-    return EngineKey(
-        **{"graphs": graphs, **machine, "driver": "580.1", "precision": precision, "sizes": sizes} | changes
-    )
+    usual: dict[str, Any] = {"graphs": graphs, **machine, "driver": "580.1", "precision": precision, "sizes": sizes}
+    return EngineKey(**usual | changes)
 
 
 def write_engines(bundle: Bundle, folder: Path, key: EngineKey, **alterations: Any) -> EngineSet:

@@ -35,7 +35,12 @@ def library(bundle: Bundle) -> TensorrtLibrary:
 
 
 def sizes(**changes: Any) -> EngineSizes:
-    usual = {"row_buckets": (1, 8), "cache_capacities": (128,), "source_capacities": (32, 64), "max_candidates": 8}
+    usual: dict[str, Any] = {
+        "row_buckets": (1, 8),
+        "cache_capacities": (128,),
+        "source_capacities": (32, 64),
+        "max_candidates": 8,
+    }
     return EngineSizes(**(usual | changes))
 
 
@@ -70,7 +75,7 @@ def test_key_changes_with_everything_it_stands_for(bundle: Bundle, library: Tens
     same = export_model(random_model(), tmp_path / "same", target="tensorrt", precision="fp16")
     assert EngineKey.of(same, rtx, max_rows=8, max_candidates=8) == own
     for field in dataclasses.fields(EngineKey):
-        value = sizes(max_candidates=7) if field.name == "sizes" else "else"
+        value: Any = sizes(max_candidates=7) if field.name == "sizes" else "else"
         changed = dataclasses.replace(own, **{field.name: value})
         assert changed.digest != own.digest, field.name
         assert changed.complaint(own).startswith(f"{field.name}: got ")

@@ -10,11 +10,20 @@ from dataclasses import dataclass
 from export.bundle import GRAPHS_FOLDER, Bundle, Manifest
 from export.bundle.fields import to_json
 from export.runners.gpu.buckets import cache_capacities, row_buckets, source_capacities
-from export.runners.gpu.cuda import find_gpu
+from export.runners.gpu.cuda import Gpu, find_gpu
 from export.runners.tensorrt_library import TensorrtLibrary
 
 TARGET = "tensorrt"
-ANY_GPU = "any"
+ANY_GPU = Gpu("any", "any", "any")
+
+
+def gpu_for(library: TensorrtLibrary) -> Gpu:
+    """The GPU that a library builds engines for here; ``ANY_GPU`` where they are compiled further for what they meet.
+
+    Raises:
+        DeviceUnavailableError: it builds for the GPU at hand, and there is none.
+    """
+    return ANY_GPU if library.portable else find_gpu()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,18 +100,14 @@ class EngineKey:
         folder = bundle.graph_path(TARGET, "step").parent
         place = f"{GRAPHS_FOLDER}/{folder.name}/"
         digests = {name: digest for name, digest in manifest.files.items() if name.startswith(place)}
-        machine = (ANY_GPU, ANY_GPU, ANY_GPU)
-        if not library.portable:
-            gpu = find_gpu()
-            machine = (gpu.name, gpu.capability, gpu.driver)
-        name, capability, driver = machine
+        gpu = gpu_for(library)
         return cls(
             graphs=hashlib.sha256(to_json(digests).encode()).hexdigest(),
             library=library.name,
             version=library.version,
-            gpu=name,
-            compute_capability=capability,
-            driver=driver,
+            gpu=gpu.name,
+            compute_capability=gpu.capability,
+            driver=gpu.driver,
             precision=manifest.precision(TARGET),
             sizes=EngineSizes.of(manifest, max_rows=max_rows, max_candidates=max_candidates),
         )
