@@ -79,9 +79,9 @@ def write_engines(bundle: Bundle, folder: Path, key: EngineKey, **alterations: A
     return engine_set
 
 
-def fake_library(bundle: Bundle, device: FakeDevice) -> TensorrtLibrary:
+def fake_library(bundle: Bundle, device: FakeDevice, *, rtx: bool = False) -> TensorrtLibrary:
     """A library whose engines run on a device of paper."""
-    return TensorrtLibrary("tensorrt", FakeApi(bundle, device))
+    return TensorrtLibrary("tensorrt-rtx" if rtx else "tensorrt", (FakeRtxApi if rtx else FakeApi)(bundle, device))
 
 
 class FakeApi:
@@ -99,6 +99,7 @@ class FakeApi:
         self.device = device
         self.graphs = OrtGraphs(bundle, Streams.of(device), max_rows=8, device_type="cpu")
         self.contexts: list[FakeContext] = []
+        self.configs: list[FakeRuntimeConfig] = []
         self.failing: set[str] = set()
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802
@@ -110,6 +111,14 @@ class FakeApi:
                 return None
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
+
+
+class FakeRtxApi(FakeApi):
+    """The module of TensorRT-RTX, which compiles when it meets its GPU."""
+
+    DynamicShapesKernelSpecializationStrategy = enum.Enum(
+        "DynamicShapesKernelSpecializationStrategy", ["LAZY", "EAGER", "NONE"]
+    )
 
 
 class FakeEngine:
@@ -144,10 +153,34 @@ class FakeEngine:
         found: str | None = self.note["aliases"].get(name)
         return found
 
-    def create_execution_context(self, strategy: Any) -> FakeContext:
-        assert strategy == self.api.ExecutionContextAllocationStrategy.USER_MANAGED
+    def create_runtime_config(self) -> Any:
+        return FakeRuntimeConfig()
+
+    def create_execution_context(self, asked: Any) -> FakeContext:
+        if isinstance(asked, FakeRuntimeConfig):
+            self.api.configs.append(asked)
+            asked = asked.strategy
+        assert asked == self.api.ExecutionContextAllocationStrategy.USER_MANAGED
         self.api.contexts.append(FakeContext(self))
         return self.api.contexts[-1]
+
+
+class FakeRuntimeConfig:
+    """How TensorRT-RTX compiles."""
+
+    strategy: Any = None
+    dynamic_shapes_kernel_specialization_strategy: Any = None
+    cache: object | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> object:
+        return object()
+
+    def set_runtime_cache(self, cache: object) -> bool:
+        self.cache = cache
+        return True
 
 
 class FakeContext:

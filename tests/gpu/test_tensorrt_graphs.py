@@ -44,10 +44,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 class Opened:
     """Graphs on a device of paper."""
 
-    def __init__(self, bundle: Bundle, folder: Path, *, schedule: Schedule = "early", **alterations: Any) -> None:
+    def __init__(
+        self, bundle: Bundle, folder: Path, *, schedule: Schedule = "early", rtx: bool = False, **alterations: Any
+    ) -> None:
         self.device = FakeDevice(schedule)
         self.streams = Streams.of(self.device)
-        library = fake_library(bundle, self.device)
+        library = fake_library(bundle, self.device, rtx=rtx)
         self.api: FakeApi = library.api
         engines = write_engines(bundle, folder, key_of(bundle, max_rows=ROWS), **alterations)
         self.graphs = TensorrtGraphs(bundle, engines, self.streams, library=library)
@@ -127,6 +129,17 @@ def test_calls_have_contexts_of_their_own(bundle: Bundle, tmp_path: Path) -> Non
     first, second = opened.api.contexts
     assert first.engine is second.engine
     assert not set(first.addresses.values()) & set(second.addresses.values())
+
+
+def test_tensorrt_rtx_compiles_at_once_and_what_it_compiled_is_shared(bundle: Bundle, tmp_path: Path) -> None:
+    opened = Opened(bundle, tmp_path / "engines", rtx=True)
+    for graph in ("greedy", "greedy", "step"):
+        opened.bind(graph, opened.tensors(graph))
+    first, second, of_step = opened.api.configs
+    assert first.cache is second.cache is not None
+    assert of_step.cache is not first.cache
+    eager = opened.api.DynamicShapesKernelSpecializationStrategy.EAGER  # type: ignore[attr-defined]
+    assert {config.dynamic_shapes_kernel_specialization_strategy for config in opened.api.configs} == {eager}
 
 
 def test_shapes_that_nothing_was_built_for_are_refused(bundle: Bundle, tmp_path: Path) -> None:
