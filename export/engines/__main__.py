@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import get_args
 
 from export.bundle import Bundle, BundleError
-from export.engines.build import MAX_CANDIDATES, MAX_ROWS, build_engines
 from export.engines.report import report
 from export.errors import ExportError
 from export.runners.gpu.device import DeviceUnavailableError
+from export.runners.gpu.engine_files import EngineSet
+from export.runners.gpu.engine_keys import MAX_CANDIDATES, MAX_ROWS
 from export.runners.protocol import RunnerError
 from export.runners.tensorrt_library import LibraryName, find_library
 
@@ -23,20 +24,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        engines = build_engines(
-            Bundle.open(options.bundle),
-            options.out,
-            library=find_library(options.library),
-            max_rows=options.max_rows,
-            max_candidates=options.max_candidates,
-            say=lambda line: print(line, file=sys.stderr, flush=True),
-        )
+        engines = _build(options)
+    except ImportError as error:
+        print(f"engines: {error}; `pip install 'dragoman[tensorrt]'` brings what is needed", file=sys.stderr)
+        return 1
     except (BundleError, DeviceUnavailableError, ExportError, RunnerError, OSError) as error:
         print(f"engines: {error}", file=sys.stderr)
         return 1
     print(report(engines))
     print(f"\n{engines.path}: {engines.key.library} {engines.key.version}, for {engines.key.gpu} GPU")
     return 0
+
+
+def _build(options: argparse.Namespace) -> EngineSet:
+    library = find_library(options.library)
+    from export.engines.build import build_engines  # noqa: PLC0415 - needs onnx, which is told of in a line
+
+    return build_engines(
+        Bundle.open(options.bundle),
+        options.out,
+        library=library,
+        max_rows=options.max_rows,
+        max_candidates=options.max_candidates,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
 
 
 def _stop(number: int, _: object) -> None:

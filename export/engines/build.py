@@ -21,12 +21,8 @@ from export.engines.profiles import Profile, add_profiles, profiles_of
 from export.engines.specialise import specialise
 from export.errors import ExportError
 from export.runners.gpu.engine_files import ENGINES_FILE, EngineFile, EngineSet, engines_of
-from export.runners.gpu.engine_keys import TARGET, EngineKey
+from export.runners.gpu.engine_keys import MAX_CANDIDATES, MAX_ROWS, TARGET, EngineKey
 from export.runners.tensorrt_library import TensorrtLibrary, find_library
-
-MAX_ROWS = 128
-MAX_CANDIDATES = 32
-"""What engines are built for where nobody says more."""
 
 _log = logging.getLogger(__name__)
 _ABANDONED_SECONDS = 24 * 3600.0

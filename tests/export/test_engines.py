@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -288,6 +290,12 @@ def test_engines_replace_engines_and_nothing_else(tiny: Bundle, tmp_path: Path, 
     assert (tmp_path / "other" / "thesis.txt").read_text() == "ten years of work"
 
 
+def spawn(*arguments: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "export.engines", *map(str, arguments)]
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root)
+
+
 def test_command_builds_and_tells_of_it(
     tiny: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], library: TensorrtLibrary
 ) -> None:
@@ -303,8 +311,40 @@ def test_command_builds_and_tells_of_it(
 
 def test_command_fails_in_one_line(tiny: Bundle, tmp_path: Path) -> None:
     bundle = export_model(random_model(), tmp_path / "bundle", target="cuda")
-    command = [sys.executable, "-m", "export.engines", str(bundle.path), "--out", str(tmp_path / "engines")]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert (ran.returncode, ran.stdout) == (1, "")
-    assert ran.stderr == f"engines: {bundle.path}: got a bundle for cpu, cuda, wanted one for tensorrt\n"
+    with spawn(bundle.path, "--out", tmp_path / "engines") as process:
+        out, err = process.communicate()
+    assert (process.returncode, out) == (1, "")
+    assert err == f"engines: {bundle.path}: got a bundle for cpu, cuda, wanted one for tensorrt\n"
     assert not (tmp_path / "engines").exists()
+
+
+def test_a_terminated_build_leaves_nothing(tiny: Bundle, tmp_path: Path) -> None:
+    with spawn(tiny.path, "--out", tmp_path / "engines", "--library", "tensorrt-rtx") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("[1/5] encoder: ")
+        assert [path.name.startswith(".engines.") for path in tmp_path.iterdir()] == [True]
+        process.terminate()
+        process.wait()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_build_left_is_removed_a_day_later(
+    tiny: Bundle, tmp_path: Path, library: TensorrtLibrary
+) -> None:
+    old, running, other = (tmp_path / name for name in (".engines.0a", ".engines.0b", ".others.0c"))
+    for folder in (old, running, other):
+        folder.mkdir()
+    for folder in (old, other):
+        os.utime(folder, (1e9, 1e9))
+    build_engines(tiny, tmp_path / "engines", library=library, max_rows=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".engines.0b", ".others.0c", "engines"]
+
+
+def test_building_needs_neither_torch_nor_what_serves() -> None:
+    heavy = {"torch", "grpc", "dragoman", "server", "sentencepiece", "tokenizers"}
+    code = "import sys, export.engines.build, export.engines.__main__; print(*{name.split('.')[0] for name in sys.modules})"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+    )
+    assert not heavy & set(ran.stdout.split())

@@ -14,6 +14,10 @@ from export.runners.gpu.cuda import Gpu, find_gpu
 from export.runners.tensorrt_library import TensorrtLibrary
 
 TARGET = "tensorrt"
+MAX_ROWS = 128
+MAX_CANDIDATES = 32
+"""What engines are built for where nobody says more."""
+
 ANY_GPU = Gpu("any", "any", "any")
 
 
