@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import onnx
 
 from export.runners.gpu.engine_keys import EngineSizes
-from export.runners.gpu.rows import ENCODER_TOKENS
 
 _FEW_SOURCES = 8  # a request's own; more come from several
 _COMMON_SOURCE = 64
@@ -45,11 +44,11 @@ def _encoder_profiles(sizes: EngineSizes) -> list[Profile]:
     """Few sources and many, of every length; together no more than the runner gives the encoder in one call."""
     profiles = []
     for length in _ranges(sizes.source_capacities):
-        most = max(1, min(sizes.row_buckets[-1], ENCODER_TOKENS // length.low))
+        most = max(1, min(sizes.row_buckets[-1], sizes.encoder_tokens // length.low))
         few = min(most, _FEW_SOURCES)
         batches = [Range(1, 1, few)]
         if most > few:
-            batches.append(Range(few + 1, max(few + 1, min(most, ENCODER_TOKENS // length.high)), most))
+            batches.append(Range(few + 1, max(few + 1, min(most, sizes.encoder_tokens // length.high)), most))
         profiles += [{"batch": batch, "src_len": length} for batch in batches]
     return profiles
 

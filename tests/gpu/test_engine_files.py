@@ -86,6 +86,7 @@ def test_engines_for_more_fit_what_asks_for_less() -> None:
     assert sizes(row_buckets=(1, 8, 32), max_candidates=9).cover(sizes())
     assert not sizes().cover(sizes(row_buckets=(1, 8, 32)))
     assert not sizes(max_candidates=7).cover(sizes())
+    assert not sizes(encoder_tokens=4095).cover(sizes())
     assert not sizes(cache_capacities=(128, 256)).cover(sizes()), "what a step costs would be another"
 
 

@@ -17,6 +17,7 @@ from export.runners.gpu.engine_keys import EngineKey, EngineSizes
 
 ENGINES_FILE = "engines.json"
 FORMAT_VERSION = 1
+"""Of ``engines.json``, and of how engines are made of graphs: another one means other engines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +145,11 @@ def _read_key(fields: Fields) -> EngineKey:
             raise sizes.fault(name, "ascending numbers from 1")
     return EngineKey(
         **{name: fields.text(name) for name in names},
-        sizes=EngineSizes(**buckets, max_candidates=sizes.integer("max_candidates", minimum=1)),
+        sizes=EngineSizes(
+            **buckets,
+            max_candidates=sizes.integer("max_candidates", minimum=1),
+            encoder_tokens=sizes.integer("encoder_tokens", minimum=1),
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from export.bundle import GRAPHS_FOLDER, Bundle, Manifest
 from export.bundle.fields import to_json
 from export.runners.gpu.buckets import cache_capacities, row_buckets, source_capacities
 from export.runners.gpu.cuda import Gpu, find_gpu
+from export.runners.gpu.rows import ENCODER_TOKENS
 from export.runners.tensorrt_library import TensorrtLibrary
 
 TARGET = "tensorrt"
@@ -39,12 +40,14 @@ class EngineSizes:
         cache_capacities: capacities of a row's own caches, in tokens, ascending.
         source_capacities: capacities of cross caches, in tokens, ascending.
         max_candidates: largest ``k`` of ``top_k``.
+        encoder_tokens: most source tokens of one call of the encoder, padding counted; a longer source goes alone.
     """
 
     row_buckets: tuple[int, ...]
     cache_capacities: tuple[int, ...]
     source_capacities: tuple[int, ...]
     max_candidates: int
+    encoder_tokens: int = ENCODER_TOKENS
 
     @classmethod
     def of(cls, manifest: Manifest, *, max_rows: int, max_candidates: int) -> EngineSizes:
@@ -65,6 +68,7 @@ class EngineSizes:
             and self.cache_capacities == wanted.cache_capacities
             and self.source_capacities == wanted.source_capacities
             and self.max_candidates >= wanted.max_candidates
+            and self.encoder_tokens >= wanted.encoder_tokens
         )
 
 
