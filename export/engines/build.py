@@ -94,7 +94,7 @@ def _build(library: TensorrtLibrary, path: Path, folder: Path, *, key: EngineKey
     network = parse_network(library, builder, model, path=path, precision=key.precision)
     profiles = profiles_of(graph, key.sizes)
     config = builder.create_builder_config()
-    if key.precision == "fp32":  # else TF32 takes nothing away: what it multiplies has no more digits
+    if key.precision == "fp32":  # TF32 keeps no more digits than float16
         config.clear_flag(library.api.BuilderFlag.TF32)
     add_profiles(builder, config, network.definition, model, profiles)
     plan = memoryview(_serialise(library, builder, config, network))

@@ -173,8 +173,8 @@ class _Engine:
             hold(context is not None, "an execution context")
             hold(context.set_optimization_profile_async(profile, self._stream.handle), f"profile {profile}")
             self._stream.synchronize()
-            size = self._engine.get_device_memory_size_for_profile_v2(profile)
-            context.set_device_memory(scratch, size)
+            if size := self._engine.get_device_memory_size_for_profile_v2(profile):
+                context.set_device_memory(scratch, size)
             for name in self._inputs:
                 hold(context.set_input_shape(name, tensors[name].shape), f"{name} {list(tensors[name].shape)}")
             for name in (*self._inputs, *self._outputs):
