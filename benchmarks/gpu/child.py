@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from benchmarks.gpu.machine import ROOT
 
 _LINE_WIDTH = 300
+_POLL_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ def run_child(
     timeout_s: float,
     on_message: Callable[[dict[str, Any]], None] = lambda _: None,
     variables: Mapping[str, str] | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Ended:
     """Run ``python -m module`` from the root of the checkout until it ends or its time is over.
 
@@ -64,6 +66,7 @@ def run_child(
         timeout_s: after which it and its own children are ended.
         on_message: told every JSON object that it prints on a line, on another thread, in order.
         variables: of its environment, beside those of this process.
+        cancelled: asked now and then; where it says so, the child is ended as if its time were over.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
@@ -86,15 +89,23 @@ def run_child(
         reader.start()
         timed_out = False
         try:
-            process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            timed_out = True
+            while not timed_out and not _ends(process):
+                timed_out = time.monotonic() - began >= timeout_s or cancelled()
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
             reader.join()
     return Ended(code=code, seconds=time.monotonic() - began, timed_out=timed_out, last_line=last_line(log))
+
+
+def _ends(process: subprocess.Popen[str]) -> bool:
+    """Whether a process ends within a moment."""
+    try:
+        process.wait(_POLL_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def last_line(log: Path) -> str:

@@ -31,8 +31,8 @@ def sit(bundle: Bundle, runner: Runner, *, trained: bool) -> dict[str, Any]:
     """Ask all golden sentences of the bundle.
 
     Returns:
-        The record of the exam: figures, thresholds, ``passed``, what was missed, and every output's tokens, so that texts
-        can be judged elsewhere.
+        The record of the exam: figures, thresholds, ``passed``, what was missed, and every output's tokens, so that
+        texts can be judged elsewhere.
 
     Raises:
         ExamError: the runner failed.

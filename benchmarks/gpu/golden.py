@@ -13,7 +13,9 @@ _FIRST_ORDINARY_ID = 4
 _SEED = 5
 
 
-def random_golden(model: Transformer, *, sentences: int, source_tokens: int, output_tokens: int) -> list[GoldenSentence]:
+def random_golden(
+    model: Transformer, *, sentences: int, source_tokens: int, output_tokens: int
+) -> list[GoldenSentence]:
     """Ask the reference, greedily and with a beam of 4.
 
     Args:

@@ -24,8 +24,8 @@ def kernels_of_steps(system: System, setting: Setting, *, rows: int) -> dict[str
     """Profile a few decodings of so many rows.
 
     Returns:
-        ``kernels`` that took the most time, ``attention`` those whose names speak of attention or of a softmax, each with
-        its count and microseconds; for TensorRT also the ``layers`` of its engines that do.
+        ``kernels`` that took the most time, ``attention`` those whose names speak of attention or of a softmax, each
+        with its count and microseconds; for TensorRT also the ``layers`` of its engines that do.
     """
 
     def decode_once() -> None:

@@ -65,7 +65,9 @@ def versions() -> dict[str, str]:
 
 def command_line(arguments: Sequence[str], *, out: Path) -> str:
     """The command as it was given, the folder for results by its name alone."""
-    return shlex.join(["python", "-m", "benchmarks.gpu", *(out.name if each == str(out) else each for each in arguments)])
+    return shlex.join(
+        ["python", "-m", "benchmarks.gpu", *(out.name if each == str(out) else each for each in arguments)]
+    )
 
 
 def _git(*arguments: str) -> str:

@@ -115,7 +115,7 @@ def main() -> int:
     """Ask the probe that the command line names."""
     try:
         found = PROBES[sys.argv[1]]()
-    except Exception as error:  # noqa: BLE001 - whatever a library raises at load is the evidence
+    except Exception as error:
         traceback.print_exc()
         evidence = str(error).strip().splitlines() or [""]
         kind = "" if isinstance(error, ProbeError) else f"{type(error).__name__}: "

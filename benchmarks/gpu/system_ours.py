@@ -22,7 +22,7 @@ from server.decoding.sequence import Outcome, Result, SearchOptions
 from server.decoding.sequence import Sequence as Job
 
 ENCODE_TOKENS_PER_ROUND = 4096
-"""Source tokens that join in one round of the loop: of a GPU's encoder, which waits for memory far longer than a CPU's."""
+"""Source tokens that join in one round of the loop: a GPU encodes many at hardly more cost than few."""
 
 _MOST_SOURCES_OF_A_BATCH = 64
 _MAX_QUEUE = 4096
@@ -45,7 +45,7 @@ def open_runner(setting: Setting) -> Runner:
 
     (runner,) = open_gpu_runners(
         bundle,
-        target=setting.system,
+        target="tensorrt" if setting.system == "tensorrt" else "cuda",
         engines=setting.engines if setting.system == "tensorrt" else None,
         workers=1,
         max_rows=setting.max_rows,
@@ -168,5 +168,7 @@ def beam_parents(rows: int, beam_size: int, position: int) -> IntArray | None:
 
 def _best(result: Result) -> tuple[int, ...]:
     if result.outcome is not Outcome.FINISHED:
-        raise RuntimeError(f"decode loop: got an output that is {result.outcome.value}, wanted finished; the log says why")
+        raise RuntimeError(
+            f"decode loop: got an output that is {result.outcome.value}, wanted finished; the log says why"
+        )
     return result.hypotheses[0].tokens

@@ -1,6 +1,6 @@
 """``generate()`` of Hugging Face's transformers, on a MarianMT of the same sizes with random weights.
 
-Its end token is barred by the bias of the logits, as in the other systems' models, so that it needs no logits processor.
+Its end token is barred by the bias of the logits, as in the other systems' models: it needs no logits processor.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TransformersSystem:
         transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         self._dims = Bundle.open(setting.bundle).manifest.dims
         self._device = setting.device
-        self._static = setting.system == "transformers-static"
+        self._static = setting.system == "hf-static"
         self._max_rows = setting.max_rows
         torch.manual_seed(_SEED)
         with torch.device(setting.device):

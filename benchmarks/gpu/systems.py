@@ -68,14 +68,14 @@ def open_system(setting: Setting) -> System:
             from benchmarks.gpu.system_torch import TorchSystem  # noqa: PLC0415
 
             return TorchSystem(setting)
-        case "transformers" | "transformers-static":
+        case "hf" | "hf-static":
             from benchmarks.gpu.system_transformers import TransformersSystem  # noqa: PLC0415
 
             return TransformersSystem(setting)
     raise ValueError(f"system: got {setting.system!r}, wanted one of {', '.join(SYSTEMS)}")
 
 
-SYSTEMS = ("tensorrt", "torch", "cuda", "transformers", "torch-compiled", "transformers-static", "cpu")
+SYSTEMS = ("tensorrt", "torch", "cuda", "hf", "torch-compiled", "hf-static", "cpu")
 """``tensorrt``, ``cuda`` and ``cpu`` are this project's runners, by their target."""
 
 OURS = ("tensorrt", "cuda", "cpu")

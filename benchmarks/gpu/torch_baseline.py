@@ -1,8 +1,8 @@
 """The baseline: PyTorch with static caches and one captured CUDA graph per row count, written to be hard to beat.
 
-A whole step is one graph: the decoder, the choice of tokens on the device, the next step's inputs. Results reach the host
-one step behind. For every row count each kernel of attention is captured and timed once, and the fastest stays. Rows are
-sorted by output length, so that those still live are a prefix, and steps shrink to the smallest graph that holds them.
+A whole step is one graph: the decoder, the choice of tokens on the device, the next step's inputs. Results reach the
+host one step behind. For every row count each kernel of attention is captured and timed once, and the fastest stays.
+Rows are sorted by output length: those still live are a prefix, and steps shrink to the smallest graph that holds them.
 
 The beam search keeps no finished hypotheses: it is for models whose end token is barred, and so does less than a whole
 search. Rows of one source share its cross-attention cache.
@@ -80,14 +80,15 @@ class TorchBaseline:
         shape = (dims.decoder_layers, 2, max_rows, dims.heads, capacity, dims.head_dim)
         self._own = [self._zeros(shape) for _ in range(1 if beam_size == 1 else 2)]
         self._cross = self._zeros((dims.decoder_layers, 2, sources, dims.heads, source_capacity, dims.head_dim))
-        self._source_mask = torch.zeros((sources, 1, 1, source_capacity), dtype=torch.bool, device=device)
+        self._source_mask = self._zeros((sources, 1, 1, source_capacity))
         self._tokens, self._positions, self._parents = (
             torch.zeros(max_rows, dtype=torch.int64, device=device) for _ in range(3)
         )
         self._totals = torch.zeros(max_rows, device=device)
         self._turn = 0
         self._on_host = [torch.zeros((2, max_rows), dtype=torch.int64, pin_memory=self._cuda) for _ in range(2)]
-        self._events: list[Any] = [torch.cuda.Event() for _ in range(2)] if self._cuda else []
+        event: Any = torch.cuda.Event
+        self._events = [event() for _ in range(2)] if self._cuda else []
         self._steps: dict[tuple[int, int], Step] = {}
         self.failures: dict[str, str] = {}
 
@@ -107,8 +108,8 @@ class TorchBaseline:
             memory = self.model.encode(padded.to(device), lengths.to(device))
             self._cross[:, :, :count, :, : memory.shape[4]] = memory
             places = torch.arange(self._source_mask.shape[-1], device=device)
-            self._source_mask[:] = places < 1  # rows that only fill a graph attend to one token
-            self._source_mask[:count, 0, 0] = places < lengths.to(device)[:, None]
+            self._source_mask.copy_(self.model.mask((places < 1)[None]))  # rows that only fill a graph see one token
+            self._source_mask[:count] = self.model.mask(places < lengths.to(device)[:, None])
             self._tokens.fill_(start_id)
             self._positions.zero_()
             # the hypotheses of a source begin alike: only the first counts
@@ -190,7 +191,7 @@ class TorchBaseline:
 
         if not self._cuda:
             return Step(kernel, body)
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UP_STEPS):
@@ -224,7 +225,8 @@ class TorchBaseline:
         tokens.copy_((places % vocab).flatten())
         parents.copy_((places // vocab + first).flatten())
         positions.add_(1)
-        torch.index_select(own, 2, parents, out=self._own[1 - turn][:, :, :rows])
+        for origin, moved in zip(own.flatten(0, 1), self._own[1 - turn][:, :, :rows].flatten(0, 1), strict=True):
+            torch.index_select(origin, 0, parents, out=moved)
 
     @contextlib.contextmanager
     def _kept_state(self) -> Iterator[None]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,18 +14,17 @@ from torch.nn import functional
 from export.graphs.description import EmbeddingTables, Layer, Linear, ModelDescription, Norm
 
 Attend = Callable[..., Tensor]
-"""(query [rows, heads, queries, head_dim], key, value, mask) -> as the query."""
+"""(query [rows, heads, queries, head_dim], key, value, mask) -> as the query; queries come scaled, masks are added."""
 
 
 def by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Attention as two matrix products and a softmax, which some sizes run faster than any fused kernel."""
-    scores = torch.matmul(query, key.transpose(-1, -2)) * query.shape[-1] ** -0.5
-    return torch.matmul(scores.masked_fill(~mask, -torch.inf).softmax(-1), value)
+    return torch.matmul((torch.matmul(query, key.transpose(-1, -2)) + mask).softmax(-1), value)
 
 
 def by_sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """PyTorch's scaled dot-product attention, whichever kernel is enabled."""
-    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class TorchModel:
         assert not description.pre_norm, "the baseline is written for post-norm models"
         self.dims = description.dims
         self.device, self.dtype = device, dtype
-        put = _Mover(device, dtype)
+        put = _Mover(device, dtype, heads=self.dims.heads)
         self._source, self._source_positions = put.embedding(description.source)
         self._target, self._target_positions = put.embedding(description.target)
         self._encoder = [put.layer(layer) for layer in description.encoder]
@@ -95,7 +95,7 @@ class TorchModel:
         """
         batch, length = sources.shape
         places = torch.arange(length, device=self.device)
-        mask = (places < lengths[:, None])[:, None, None, :]
+        mask = self.mask(places < lengths[:, None])
         x = self._source[sources] + self._source_positions[places]
         for layer in self._encoder:
             query, key, value = self._heads(layer.query_key_value(x), 3)
@@ -115,7 +115,7 @@ class TorchModel:
             own: [layers, 2, rows, heads, capacity, head_dim].
             cross: [layers, 2, sources, heads, src_capacity, head_dim]; as many rows in turn share a source as there are
                 rows for each.
-            source_mask: bool [sources, 1, 1, src_capacity].
+            source_mask: [sources, 1, 1, src_capacity], as ``mask`` makes it.
             attend: the kernel of attention.
 
         Returns:
@@ -124,19 +124,26 @@ class TorchModel:
         rows, sources = len(tokens), cross.shape[2]
         heads, head_dim = self.dims.heads, self.dims.head_dim
         index = torch.arange(rows, device=self.device)
-        own_mask = (torch.arange(own.shape[4], device=self.device) <= positions[:, None])[:, None, None, :]
+        own_mask = self.mask(torch.arange(own.shape[4], device=self.device) <= positions[:, None])
         x = self._target[tokens] + self._target_positions[positions]
         for layer, cache, memory in zip(self._decoder, own, cross, strict=True):
             packed = layer.query_key_value(x).view(rows, 3, heads, head_dim)
             cache[:, index, :, positions] = packed[:, 1:]
             mixed = attend(packed[:, 0].unsqueeze(2), cache[0], cache[1], own_mask)
             x = layer.self_norm(x + layer.mixed(mixed.reshape(rows, -1)))
-            assert layer.cross_query and layer.cross_mixed and layer.cross_norm
+            assert layer.cross_query
+            assert layer.cross_mixed
+            assert layer.cross_norm
             query = layer.cross_query(x).view(sources, -1, heads, head_dim).transpose(1, 2)
             mixed = attend(query, memory[0], memory[1], source_mask).transpose(1, 2)
             x = layer.cross_norm(x + layer.cross_mixed(mixed.reshape(rows, -1)))
             x = layer.feed_forward(x)
         return x
+
+    def mask(self, seen: Tensor) -> Tensor:
+        """What is added to scores: 0 where bool ``seen`` [rows, keys] holds, else -inf; [rows, 1, 1, keys]."""
+        barred = torch.zeros(seen.shape, device=self.device, dtype=self.dtype)
+        return barred.masked_fill_(~seen, -torch.inf)[:, None, None, :]
 
     def best(self, states: Tensor) -> Tensor:
         """The best selectable token of each row: int64 [rows]."""
@@ -155,8 +162,9 @@ class TorchModel:
 class _Mover:
     """Puts numpy weights onto a device."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, *, heads: int) -> None:
         self._to: dict[str, Any] = {"device": device, "dtype": dtype}
+        self._heads = heads
 
     def linear(self, linear: Linear) -> _Product:
         bias = None if linear.bias is None else torch.tensor(linear.bias, **self._to)
@@ -170,13 +178,20 @@ class _Mover:
         token, position = (torch.tensor(table, **self._to) for table in (tables.token, tables.position))
         return token * tables.scale, position
 
+    def scaled(self, query: Linear) -> Linear:
+        """A projection of queries with the scale of attention's scores in it."""
+        assert query.bias is not None
+        scale = np.float32((len(query.weight) // self._heads) ** -0.5)
+        return Linear(query.weight * scale, query.bias * scale)
+
     def layer(self, layer: Layer) -> _Layer:
         own, cross, norm = layer.self_attention, layer.cross_attention, layer.cross_attention_norm
+        own = replace(own, query=self.scaled(own.query))
         return _Layer(
             query_key_value=self.linear(own.query_key_value),
             mixed=self.linear(own.output),
             self_norm=self.norm(layer.self_attention_norm),
-            cross_query=None if cross is None else self.linear(cross.query),
+            cross_query=None if cross is None else self.linear(self.scaled(cross.query)),
             cross_mixed=None if cross is None else self.linear(cross.output),
             cross_norm=None if norm is None else self.norm(norm),
             inner=self.linear(layer.inner),
