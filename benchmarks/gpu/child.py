@@ -96,6 +96,7 @@ def run_child(
                 os.killpg(process.pid, signal.SIGKILL)
             code = process.wait()
             reader.join()
+            process.stdout.close()
     return Ended(code=code, seconds=time.monotonic() - began, timed_out=timed_out, last_line=last_line(log))
 
 

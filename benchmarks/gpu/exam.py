@@ -10,7 +10,7 @@ from server.exam.sitting import ExamResult, sit_exam
 from server.exam.thresholds import Thresholds
 
 _MIN_EXACT_RATE = 0.9
-_MAX_LOG_PROB_DIFFERENCE = 0.1
+_MAX_LOG_PROB_DIFFERENCE = 0.05
 _MOST_FAULTS = 8
 
 

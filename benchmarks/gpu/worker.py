@@ -128,6 +128,8 @@ def main() -> int:
     parts, began = asked.pop("parts"), time.monotonic()
     deadline = began + asked.pop("seconds")
     setting = Setting(**asked | {"bundle": Path(asked["bundle"]), "engines": Path(asked["engines"])})
+    if setting.device == "cpu":
+        os.environ["OMP_NUM_THREADS"] = "1"  # before any library is loaded: models to try out are tiny
     try:
         measurer = Measurer(setting, deadline=deadline)
     except Exception as error:
