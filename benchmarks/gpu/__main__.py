@@ -55,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             session.prepare_bundles(tasks)
             session.probe()
+            probes = session.results["probes"]
+            loaded = {name: answer["version"] for name, answer in probes.items() if "version" in answer}
+            session.results["versions"] |= loaded
             session.measure_bandwidth()
             session.prepare_engines(tasks)
             session.measure(tasks)

@@ -15,10 +15,7 @@ from server.resources import cpu_count
 
 ROOT = Path(__file__).resolve().parents[2]
 
-_PACKAGES = (
-    *("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings"),
-    *("torch", "triton", "transformers"),
-)
+_PACKAGES = ("numpy", "onnx", "cuda-bindings", "torch", "triton", "transformers")
 _QUERY = ("name", "driver_version", "memory.total", "compute_cap", "clocks.max.sm", "clocks.max.memory")
 _TIMEOUT_S = 30
 
@@ -50,7 +47,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of the packages that are installed as such, and of this checkout."""
+    """Of Python, of packages and of this checkout; those of the runtimes are what the probes find loaded."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.gpu.session import OF_PART, describe_part
 from benchmarks.gpu.specs import BEAM_SIZE, CACHED_TOKENS, MODELS, Precision
 from benchmarks.gpu.step_bytes import step_bytes
 from benchmarks.gpu.systems import OURS, SYSTEMS
@@ -56,9 +57,6 @@ def _exams(results: Results) -> Iterator[str]:
     yield columns.format("model", "", "golden exam of", "sentences", "exact", "log-prob", "")
     for task, part in _parts(results, "exam"):
         if "result" not in part:
-            yield columns.format(
-                task["model"], task["precision"], task["system"], "", "", "", part.get("failed", "left out")
-            )
             continue
         exam = part["result"]
         verdict = "passed" if exam["passed"] else f"FAILED: {'; '.join(exam['missed'])}"
@@ -139,23 +137,30 @@ def _ratio(above: float | None, below: float | None) -> str:
 
 
 def _failures(results: Results) -> Iterator[str]:
-    failed = [(task["task"], task["failed"]) for task in results.get("tasks", []) if "failed" in task]
-    failed += [
-        (f"{task['task']}: {part['part']} {part.get('rows', '')}".strip(), part["failed"])
+    reasons = [(task["task"], "", task["failed"]) for task in results.get("tasks", []) if "failed" in task]
+    reasons += [
+        (task["task"], describe_part(part), part["failed"])
         for task in results.get("tasks", [])
         for part in task.get("parts", [])
         if "failed" in part
     ]
-    if failed:
-        yield "\nfailed:"
-        yield from (f"  {name}: {reason}" for name, reason in failed)
+    yield from _grouped("failed:", reasons)
 
 
 def _left_out(results: Results) -> Iterator[str]:
-    left_out = results.get("left_out", {})
-    if left_out:
-        yield "\nleft out:"
-        yield from (f"  {name}: {reason}" for name, reason in left_out.items())
+    names = [(*name.partition(OF_PART)[::2], reason) for name, reason in results.get("left_out", {}).items()]
+    yield from _grouped("left out:", names)
+
+
+def _grouped(title: str, reasons: list[tuple[str, str, str]]) -> Iterator[str]:
+    """(task, part, reason), the parts of one task that share a reason on one line."""
+    parts: dict[tuple[str, str], list[str]] = {}
+    for task, part, reason in reasons:
+        parts.setdefault((task, reason), []).extend([part] if part else [])
+    if parts:
+        yield f"\n{title}"
+    for (task, reason), names in parts.items():
+        yield f"  {task}: {reason}" + (f" ({'; '.join(names)})" if names else "")
 
 
 def _models(results: Results) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.budget import Budget
-from benchmarks.gpu.child import run_child
+from benchmarks.gpu.child import Ended, run_child
 from benchmarks.gpu.machine import ROOT
 from benchmarks.gpu.plan import LEAST_S, Task, bundles_of, engines_of
 from benchmarks.gpu.preparation import PreparationError, Preparations, Run
@@ -24,6 +24,9 @@ _GRACE_S = 5.0  # a worker ends by itself when its time is over; this much later
 _POLL_S = 0.2
 _ERROR_MARK = "[E]"
 _NO_TIME = "no time was left"
+OF_PART = ": "
+"""Between a task and a part of it, in the names of what was left out."""
+
 TOKENS = {"greedy", "beam", "outputs"}
 """What is kept apart from the figures."""
 
@@ -147,7 +150,9 @@ class Session:
             variables=task.variables,
         )
         record |= _facts(said)
-        record["parts"] = self._parts(task, said, fault="its time was over" if ended.timed_out else ended.fault)
+        if "facts" not in record:
+            return record | {"failed": record.get("failed") or _end_of(ended), "seconds": round(ended.seconds, 1)}
+        record["parts"] = self._parts(task, said, fault=_end_of(ended))
         if ended.fault and "failed" not in record and not ended.timed_out:
             record["failed"] = ended.fault
         if "kernels" in task.name:
@@ -170,12 +175,12 @@ class Session:
         answers = {message["number"]: message for message in said if "number" in message}
         parts = []
         for number, part in enumerate(task.parts):
-            answer = answers.get(number, {"left_out": fault or "the process ended before"})
+            answer = answers.get(number, {"left_out": fault})
             parts.append(part | {name: value for name, value in answer.items() if name != "number"})
             for name in TOKENS.intersection(answer.get("result", {})):
                 self.outputs[f"{task.name}: {describe_part(part)}: {name}"] = answer["result"].pop(name)
             if "left_out" in answer:
-                self.budget.leave_out(f"{task.name}: {describe_part(part)}", answer["left_out"])
+                self.budget.leave_out(f"{task.name}{OF_PART}{describe_part(part)}", answer["left_out"])
         return parts
 
     def save(self) -> None:
@@ -201,6 +206,11 @@ class Session:
 
     def _log(self, name: str) -> Path:
         return self.out / "logs" / f"{name}.log"
+
+
+def _end_of(ended: Ended) -> str:
+    """Why a part has no answer."""
+    return "its time was over" if ended.timed_out else ended.fault or "the process ended before"
 
 
 def _facts(said: list[dict[str, Any]]) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.gpu.bundles import bundle_at
 from benchmarks.gpu.specs import MAX_CANDIDATES
 from benchmarks.gpu.stepping import FIRST_TIMED, LAST_TIMED
 from benchmarks.gpu.systems import Setting, Tokens
 from benchmarks.gpu.works import Work, step_sources
-from export.bundle import Bundle
 from export.runners.ort_cpu import OrtCpuRunner
 from export.runners.protocol import IntArray, Runner
 from server.decoding.loop import DecodeLoop
@@ -38,7 +38,7 @@ def open_runner(setting: Setting) -> Runner:
         BundleError: the engines do not fit.
         RunnerError: the device failed.
     """
-    bundle = Bundle.open(setting.bundle)
+    bundle = bundle_at(setting.bundle)
     if setting.system == "cpu":
         return OrtCpuRunner.open(bundle, threads=1, max_rows=setting.max_rows)
     from export.runners.gpu.opening import open_gpu_runners  # noqa: PLC0415 - needs the libraries of a GPU
@@ -59,7 +59,7 @@ class Ours:
 
     def __init__(self, setting: Setting) -> None:
         """Open the runner; raises what ``open_runner`` does."""
-        self._manifest = Bundle.open(setting.bundle).manifest
+        self._manifest = bundle_at(setting.bundle).manifest
         self.runner = open_runner(setting)
 
     @property

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.bundles import bundle_at, graphs_of
 from benchmarks.gpu.graph_weights import read_description
 from benchmarks.gpu.specs import CACHED_TOKENS, GREEDY_ROWS, MAX_OUTPUT_TOKENS, MAX_SOURCE_TOKENS
 from benchmarks.gpu.stepping import FIRST_TIMED, LAST_TIMED
 from benchmarks.gpu.systems import Setting, Tokens, by_length, smallest_holding
 from benchmarks.gpu.torch_baseline import TorchBaseline
 from benchmarks.gpu.works import Work, step_sources
-from export.bundle import GRAPHS_FOLDER, Bundle
 
 
 class TorchSystem:
@@ -22,11 +22,10 @@ class TorchSystem:
 
     def __init__(self, setting: Setting) -> None:
         """Read the weights; caches are allocated for greedy search or a beam as each is asked for."""
-        bundle = Bundle.open(setting.bundle)
+        bundle = bundle_at(setting.bundle)
         self._manifest = bundle.manifest
-        folder = bundle.path / GRAPHS_FOLDER / next(iter(bundle.manifest.graphs.values()))
         self._description = read_description(
-            folder, bundle.manifest.dims, suppressed_ids=bundle.manifest.suppressed_ids
+            graphs_of(bundle), bundle.manifest.dims, suppressed_ids=bundle.manifest.suppressed_ids
         )
         self._setting = setting
         self._baseline: TorchBaseline | None = None

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import transformers
 
+from benchmarks.gpu.bundles import bundle_at
 from benchmarks.gpu.random_model import BARRED
-from benchmarks.gpu.specs import CACHED_TOKENS, END, MAX_OUTPUT_TOKENS, PAD, START
+from benchmarks.gpu.specs import CACHED_TOKENS, END, MAX_OUTPUT_TOKENS, MODELS, PAD, START
 from benchmarks.gpu.systems import Setting, Tokens, by_length
 from benchmarks.gpu.works import Work, step_sources
-from export.bundle import Bundle
 
 _SHORT, _LONG = 5, 2 * CACHED_TOKENS - 5
 """Lengths of two outputs; between them lie steps with ``CACHED_TOKENS`` tokens in the cache on average."""
@@ -31,7 +31,7 @@ class TransformersSystem:
     def __init__(self, setting: Setting) -> None:
         """Draw a model of the bundle's sizes."""
         transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-        self._dims = Bundle.open(setting.bundle).manifest.dims
+        self._dims = bundle_at(setting.bundle).manifest.dims
         self._device = setting.device
         self._static = setting.system == "hf-static"
         self._max_rows = setting.max_rows
@@ -121,7 +121,5 @@ class TransformersSystem:
 
 def _inner_width(setting: Setting) -> int:
     """Width of the feed-forward sub-layer, which a manifest does not say: of the model of this name."""
-    from benchmarks.gpu.specs import MODELS  # noqa: PLC0415
-
-    name = Bundle.open(setting.bundle).manifest.name
+    name = bundle_at(setting.bundle).manifest.name
     return next((spec.ffn_dim for spec in MODELS.values() if spec.name == name), MODELS["demo"].ffn_dim)

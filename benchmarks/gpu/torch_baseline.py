@@ -81,12 +81,13 @@ class TorchBaseline:
         self._own = [self._zeros(shape) for _ in range(1 if beam_size == 1 else 2)]
         self._cross = self._zeros((dims.decoder_layers, 2, sources, dims.heads, source_capacity, dims.head_dim))
         self._source_mask = self._zeros((sources, 1, 1, source_capacity))
-        self._tokens, self._positions, self._parents = (
-            torch.zeros(max_rows, dtype=torch.int64, device=device) for _ in range(3)
-        )
+        searched = 1 if beam_size == 1 else 2  # tokens, and of a beam the rows that they continue
+        self._chosen = torch.zeros((searched, max_rows), dtype=torch.int64, device=device)
+        self._tokens, self._parents = self._chosen[0], self._chosen[-1]
+        self._positions = torch.zeros(max_rows, dtype=torch.int64, device=device)
         self._totals = torch.zeros(max_rows, device=device)
         self._turn = 0
-        self._on_host = [torch.zeros((2, max_rows), dtype=torch.int64, pin_memory=self._cuda) for _ in range(2)]
+        self._on_host = [torch.zeros((searched, max_rows), dtype=torch.int64, pin_memory=self._cuda) for _ in range(2)]
         event: Any = torch.cuda.Event
         self._events = [event() for _ in range(2)] if self._cuda else []
         self._steps: dict[tuple[int, int], Step] = {}
@@ -123,13 +124,12 @@ class TorchBaseline:
         """Run one step of the first ``rows`` rows.
 
         Returns:
-            What the step before it chose, one behind: int64 [2, max_rows], tokens and the rows that they continue. It
-            is valid until the next step.
+            What the step before it chose, one behind: int64 [1 or 2, max_rows], tokens, and of a beam the rows that
+            they continue. It is valid until the next step.
         """
         turn = self._turn
         self._step_of(rows, turn % len(self._own)).run()
-        for row, chosen in zip(self._on_host[turn % 2], (self._tokens, self._parents), strict=True):
-            row.copy_(chosen, non_blocking=True)
+        self._on_host[turn % 2].copy_(self._chosen, non_blocking=True)
         if self._cuda:
             self._events[turn % 2].record()
         self._turn += 1
@@ -231,7 +231,7 @@ class TorchBaseline:
     @contextlib.contextmanager
     def _kept_state(self) -> Iterator[None]:
         """Trials change tokens, positions and caches: put back what a decoding under way needs."""
-        state = (self._tokens, self._positions, self._parents, self._totals, *self._own)
+        state = (self._chosen, self._positions, self._totals, *self._own)
         kept = [tensor.clone() for tensor in state]
         yield
         for tensor, value in zip(state, kept, strict=True):

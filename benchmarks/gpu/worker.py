@@ -25,10 +25,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.bundles import bundle_at
 from benchmarks.gpu.stepping import until
 from benchmarks.gpu.systems import Setting, System, open_system
 from benchmarks.gpu.works import mixed_work
-from export.bundle import Bundle
 
 _FAILED = 3
 Part = dict[str, Any]
@@ -41,7 +41,7 @@ class Measurer:
         """Open the system; whatever it raises is its failure."""
         self._setting = setting
         self._deadline = deadline
-        self._bundle = Bundle.open(setting.bundle)
+        self._bundle = bundle_at(setting.bundle)
         self.system: System = open_system(setting)
 
     def answer(self, part: Part) -> dict[str, Any]:

@@ -13,7 +13,18 @@ FOREIGN = ("grpc", "grpc_health", "grpc_reflection", "grpc_status", "sentencepie
 EXAM = ("server.exam.sitting", "server.exam.thresholds", "server.exam.grading")
 PARENT = ("__main__", "budget", "child", "figures", "machine", "plan", "preparation", "report", "session", "specs")
 # transformers itself imports tokenizers: of the modules only the one that runs it, in its own process
-CHILDREN = ("bandwidth", "exam", "kernels", "prepare", "probe", "system_ours", "system_torch", "systems", "worker")
+CHILDREN = (
+    "bandwidth",
+    "bundles",
+    "exam",
+    "kernels",
+    "prepare",
+    "probe",
+    "system_ours",
+    "system_torch",
+    "systems",
+    "worker",
+)
 
 SCRIPT = """
 import importlib, sys
@@ -73,7 +84,7 @@ def test_every_module_is_asked() -> None:
         "torch_model",
         "works",
     }
-    assert found == {*PARENT, *CHILDREN, *reached, "system_transformers"}
+    assert found == {*PARENT, *CHILDREN, *reached, "system_transformers", "texts"}
 
 
 @pytest.mark.parametrize("module", ["server.exam.quality", "model.tokenizer"])
