@@ -44,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="dragoman-gpu-", ignore_cleanup_errors=True) as folder:
         target = "tensorrt" if options.device == "cuda" else "cpu"
         work = (options.work or Path(folder)).resolve()
-        preparations = Preparations(work, options.out / "logs", target, left=lambda: budget.left)
+        preparations = Preparations(work, options.logs or options.out / "logs", target, left=lambda: budget.left)
         session = Session(options.out, options.device, budget, preparations)
         session.results |= {
-            "command": command_line(given, out=options.out),
+            "command": command_line(given, folders=(options.out, options.logs, options.work)),
             "gpu": describe_gpu(),
             "machine": describe_machine(),
             "versions": versions() | ({"commit": options.commit} if options.commit else {}),
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--max-rows", type=int, default=MAX_ROWS, help="of a step (default: %(default)s)")
     parser.add_argument("--work", type=Path, metavar="DIR", help="for bundles and engines (default: a temporary one)")
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="of all children (default: logs below --out)")
     parser.add_argument("--commit", metavar="HASH", help="of this checkout, where there is no git to tell it")
     return parser
 

@@ -60,11 +60,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def command_line(arguments: Sequence[str], *, out: Path) -> str:
-    """The command as it was given, the folder for results by its name alone."""
-    return shlex.join(
-        ["python", "-m", "benchmarks.gpu", *(out.name if each == str(out) else each for each in arguments)]
-    )
+def command_line(arguments: Sequence[str], *, folders: Sequence[Path | None]) -> str:
+    """The command as it was given, folders by their names alone."""
+    names = {str(folder): folder.name for folder in folders if folder is not None}
+    return shlex.join(["python", "-m", "benchmarks.gpu", *(names.get(each, each) for each in arguments)])
 
 
 def _git(*arguments: str) -> str:

@@ -200,12 +200,17 @@ class Session:
 
     def _without_paths(self, text: str) -> str:
         """Without the folders of this machine."""
-        for path, name in ((self.preparations.folder, "WORK"), (self.out.resolve(), "OUT"), (ROOT, "CHECKOUT")):
+        for path, name in (
+            (self.preparations.folder, "WORK"),
+            (self.preparations.logs.resolve(), "LOGS"),
+            (self.out.resolve(), "OUT"),
+            (ROOT, "CHECKOUT"),
+        ):
             text = text.replace(str(path), name)
         return text
 
     def _log(self, name: str) -> Path:
-        return self.out / "logs" / f"{name}.log"
+        return self.preparations.logs / f"{name}.log"
 
 
 def _end_of(ended: Ended) -> str:
