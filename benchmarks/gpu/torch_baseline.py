@@ -90,6 +90,7 @@ class TorchBaseline:
         self._on_host = [torch.zeros((searched, max_rows), dtype=torch.int64, pin_memory=self._cuda) for _ in range(2)]
         event: Any = torch.cuda.Event
         self._events = [event() for _ in range(2)] if self._cuda else []
+        self.kernels = tuple(KERNELS) if self._cuda else (_ON_CPU,)
         self._steps: dict[tuple[int, int], Step] = {}
         self.failures: dict[str, str] = {}
 
@@ -152,7 +153,7 @@ class TorchBaseline:
     def _step_of(self, rows: int, turn: int) -> Step:
         if (rows, turn) not in self._steps:
             known = self._steps.get((rows, 0))
-            kernels = [known.kernel] if known else list(KERNELS) if self._cuda else [_ON_CPU]
+            kernels = [known.kernel] if known else list(self.kernels)
             with self._kept_state():
                 self._steps[rows, turn] = self._fastest(rows, turn, kernels)
         return self._steps[rows, turn]
@@ -171,13 +172,17 @@ class TorchBaseline:
         return min(seconds, key=lambda step: seconds[step])
 
     def _timed(self, step: Step) -> float:
-        torch.cuda.synchronize()
+        self._wait()
         began = time.perf_counter()
         for _ in range(_TRIAL_STEPS):
             self._positions.zero_()
             step.run()
-        torch.cuda.synchronize()
+        self._wait()
         return time.perf_counter() - began
+
+    def _wait(self) -> None:
+        if self._cuda:
+            torch.cuda.synchronize()
 
     def _made(self, kernel: str, rows: int, turn: int) -> Step:
         attend, backend = KERNELS[kernel]
@@ -190,6 +195,7 @@ class TorchBaseline:
                 work(rows, turn, attend)
 
         if not self._cuda:
+            body()  # refuses at once what it cannot run
             return Step(kernel, body)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())

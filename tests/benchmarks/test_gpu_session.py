@@ -28,11 +28,14 @@ STEP_S = {"tensorrt": 0.0002, "torch": 0.0004, "hf": 0.002}
 class ScriptedChildren:
     """Stands for ``run_child``: answers at once, as a machine with a GPU would."""
 
-    def __init__(self, *, crashing: str = "", failing_builds: str = "") -> None:
+    def __init__(self, *, crashing: str = "", failing_builds: str = "", builds_on_gpu: bool = False) -> None:
         self.asked: list[tuple[str, Sequence[str]]] = []
         self.specs: list[dict[str, Any]] = []
         self._crashing, self._failing_builds = crashing, failing_builds
+        self._builds_on_gpu = builds_on_gpu
         self._lock = threading.Lock()
+        self.on_gpu = threading.Lock()
+        self.met: list[str] = []
 
     def __call__(
         self,
@@ -50,8 +53,14 @@ class ScriptedChildren:
         with self._lock:
             self.asked.append((module, arguments))
         code = 0
+        if module in ("export.engines", "benchmarks.gpu.worker"):
+            if self.on_gpu.acquire(blocking=False):
+                threading.Event().wait(0.002)  # so that two which may meet do
+                self.on_gpu.release()
+            else:
+                self.met.append(module)
         match module:
-            case "benchmarks.gpu.probe" if arguments[0] == "tensorrt":
+            case "benchmarks.gpu.probe" if arguments[0] == "tensorrt" and not self._builds_on_gpu:
                 on_message({"failed": "ModuleNotFoundError: No module named 'tensorrt'"})
                 code = 3
             case "benchmarks.gpu.probe":
@@ -193,6 +202,13 @@ def test_where_engines_cannot_be_built_the_others_are_measured(tmp_path: Path) -
     assert "failed" not in tasks["steps base fp16 tensorrt"]
     assert "failed" not in tasks["steps big fp16 torch"]
     assert reason in report(results)
+
+
+def test_builds_that_use_the_gpu_take_turns_with_measurements(tmp_path: Path) -> None:
+    children = ScriptedChildren(builds_on_gpu=True)
+    results = run_all(session_of(tmp_path, children), plan())
+    assert len(results["tasks"]) == len(plan())
+    assert children.met == []
 
 
 def test_without_time_everything_is_named_as_left_out(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 from benchmarks.gpu.graph_weights import read_description
 from benchmarks.gpu.prepare import DEMO_BUNDLE
@@ -12,6 +13,7 @@ from benchmarks.gpu.random_model import random_model
 from benchmarks.gpu.specs import END, MODELS, START
 from benchmarks.gpu.system_torch import cut, decode_batch
 from benchmarks.gpu.torch_baseline import TorchBaseline
+from benchmarks.gpu.torch_model import by_products, by_sdpa
 from benchmarks.gpu.works import draw_sources
 from export.bundle import Bundle
 from export.graphs.description import ModelDescription, describe
@@ -56,6 +58,30 @@ def test_tokens_of_a_random_model_are_the_references(beam_size: int) -> None:
         wanted.append(found.tokens)
     assert decoded == wanted
     assert END not in {token for tokens in decoded for token in tokens}, "the end token is barred"
+
+
+def test_kernels_of_attention_agree_on_ragged_rows() -> None:
+    torch.manual_seed(3)
+    query, key, value = (torch.randn(5, 2, length, 16) for length in (1, 9, 9))
+    mask = torch.zeros(5, 1, 1, 9).masked_fill(
+        torch.arange(9) >= torch.tensor([[9], [1], [4], [6], [2]])[:, None, None], -torch.inf
+    )
+    worst = (by_products(query, key, value, mask) - by_sdpa(query, key, value, mask)).abs().max()
+    assert worst < 1e-5
+
+
+def test_a_kernel_that_refuses_is_passed_over_and_named() -> None:
+    model = random_model(MODELS["tiny"])
+    sources = list(draw_sources(LENGTHS, vocab=MODELS["tiny"].vocab))
+    wanted = decode_batch(
+        baseline_of(describe(model, positions=64), beam_size=1, max_rows=8), sources, LENGTHS, start_id=START
+    )
+    baseline = baseline_of(describe(model, positions=64), beam_size=1, max_rows=8)
+    baseline.kernels = ("cudnn", "products")  # the first one has no kernel for a CPU
+    decoded = decode_batch(baseline, sources, LENGTHS, start_id=START)
+    assert decoded == wanted, "trials leave tokens, positions and caches as they were"
+    assert baseline.kernel(8) == "products"
+    assert list(baseline.failures) == ["cudnn"]
 
 
 def test_batches_that_follow_each_other_do_not_meet() -> None:
