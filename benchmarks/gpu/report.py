@@ -24,7 +24,6 @@ def report(results: Results) -> str:
         *_probes(results),
         "",
         *_exams(results),
-        "",
         *_kernels(results),
         *(line for model in _models(results) for line in _steps_and_loops(results, model)),
         *_failures(results),
@@ -53,12 +52,12 @@ def _probes(results: Results) -> Iterator[str]:
 
 
 def _exams(results: Results) -> Iterator[str]:
+    sat = [(task, part["result"]) for task, part in _parts(results, "exam") if "result" in part]
+    if not sat:
+        return
     columns = "{:<6} {:<5} {:<18} {:>9} {:>7} {:>10}  {}"
-    yield columns.format("model", "", "golden exam of", "sentences", "exact", "log-prob", "")
-    for task, part in _parts(results, "exam"):
-        if "result" not in part:
-            continue
-        exam = part["result"]
+    yield columns.format("model", "", "golden exam of", "sentences", "exact", "log-prob", "").rstrip()
+    for task, exam in sat:
         verdict = "passed" if exam["passed"] else f"FAILED: {'; '.join(exam['missed'])}"
         yield columns.format(
             task["model"],

@@ -53,7 +53,7 @@ MODELS = {
         ModelSpec(name="demo", layers=3, d_model=256, ffn_dim=512, heads=4, vocab=4096, random=False),
         ModelSpec(name="base", layers=6, d_model=512, ffn_dim=2048, heads=8, vocab=32_000),
         ModelSpec(name="big", layers=12, d_model=1024, ffn_dim=4096, heads=16, vocab=32_000),
-        ModelSpec(name="tiny", layers=2, d_model=64, ffn_dim=128, heads=2, vocab=512),
+        ModelSpec(name="tiny", layers=2, d_model=128, ffn_dim=256, heads=4, vocab=512),
     )
 }
 """By name; ``tiny`` is for trying the command itself out."""
