@@ -28,7 +28,7 @@ def config_of(spec: ModelSpec) -> TransformerConfig:
         ffn_dim=spec.ffn_dim,
         dropout=0.0,
         max_positions=4 * MAX_OUTPUT_TOKENS,
-        tied_embeddings=TiedEmbeddings.NONE,  # tied ones would repeat the start token for ever
+        tied_embeddings=TiedEmbeddings.NONE,
         output_bias=True,
         pad_id=PAD,
         unk_id=UNK,
@@ -44,6 +44,9 @@ def random_model(spec: ModelSpec) -> Transformer:
     model = Transformer(config_of(spec))
     model.initialise()
     model.output.weight.normal_(std=_LOGIT_DEVIATION * spec.d_model**-0.5)
+    for layer in model.decoder_layers:  # so that a residual sum still knows its token after all layers
+        for last in (layer.self_attention.output, layer.cross_attention.output, layer.feed_forward.outer):
+            last.weight.mul_((3 * spec.layers) ** -0.5)
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.add_(torch.randn_like(parameter) * _BIAS_DEVIATION)
