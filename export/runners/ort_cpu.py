@@ -13,6 +13,7 @@ from export.contract import cache_names
 from export.runners.checks import check_size, check_sources, check_step
 from export.runners.ort_loading import TARGET, Sessions
 from export.runners.ort_session import Arrays, BoundGraph, run_graph
+from export.runners.processor import describe_processor
 from export.runners.protocol import Candidates, FloatArray, IntArray, RunnerError, RunnerLimits, ShapeError
 from export.runners.row_cache import RowCaches
 
@@ -31,6 +32,7 @@ class OrtCpuRunner:
         self.shortlisted = sessions.shortlisted
         self.name = "onnxruntime-cpu-shortlist" if self.shortlisted else "onnxruntime-cpu"
         self.precision = manifest.precision(TARGET)
+        self.device_description = describe_processor()
         self._dims = dims
         self._encoder = sessions.encoder
         self._step = sessions.step

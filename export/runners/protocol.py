@@ -78,6 +78,10 @@ class Runner(Protocol):
         """Precision of the matrix products as they really run: ``fp32``, ``fp16``, ``bf16`` or ``int8``."""
 
     @property
+    def device_description(self) -> str:
+        """What it runs on, in words: the processor, or the GPU and its driver."""
+
+    @property
     def limits(self) -> RunnerLimits:
         """Sizes this runner was built for."""
 

@@ -95,7 +95,7 @@ def open_runner(bundle: Bundle, *, threads: int, shortlist: bool) -> Runner:
 def _sit_and_report(bundle: Bundle, request: Request) -> Exam:
     runner = open_runner(bundle, threads=request.threads or cpu_count(), shortlist=request.shortlist)
     print(f"bundle  {bundle.manifest.name}, digest {bundle.digest}")
-    print(f"runner  {runner.name}, {runner.precision}, on {describe_device()}")
+    print(f"runner  {runner.name}, {runner.precision}, on {runner.device_description}")
     print(f"tools   {', '.join(f'{name} {version}' for name, version in _tool_versions().items())}")
     measured = _measure_all(bundle, runner, request)
     thresholds = Thresholds.of_precision(
@@ -149,7 +149,7 @@ def make_exam(bundle: Bundle, runner: Runner, *, measured: list[Measured], verdi
     return Exam(
         manifest_sha256=bundle.digest,
         runner=runner.name,
-        device=describe_device(),
+        device=runner.device_description,
         precision=runner.precision,
         verify_time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         passed=not verdict.missed,
@@ -193,16 +193,6 @@ def add_to_certificate(path: Path, exam: Exam) -> None:
 
     kept = [one for one in read_certificate(path) if one.manifest_sha256 == exam.manifest_sha256]
     write_certificate(path, [*(one for one in kept if key(one) != key(exam)), exam])
-
-
-def describe_device() -> str:
-    """The processor in words."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def _tool_versions() -> dict[str, str]:

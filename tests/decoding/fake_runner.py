@@ -78,6 +78,7 @@ class FakeRunner:
     name = "fake"
     shortlisted = False
     precision = "fp32"
+    device_description = "no device"
 
     def __init__(
         self,
