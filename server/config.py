@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import enum
 import math
 import tomllib
 from collections.abc import Callable, Mapping
@@ -18,6 +19,24 @@ VARIABLE_PREFIX = "DRAGOMAN_"
 
 class ConfigError(ValueError):
     """A setting is wrong; the message names where it stands, what was got and what was wanted."""
+
+
+class Target(enum.Enum):
+    """What executes a bundle's graphs; names as in its manifest."""
+
+    AUTO = "auto"
+    """The best of the following that the bundle has graphs for and that can run here."""
+    TENSORRT = "tensorrt"
+    CUDA = "cuda"
+    CPU = "cpu"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it needs a GPU."""
+        return self in (Target.TENSORRT, Target.CUDA)
+
+
+_CPU_ROWS, _GPU_ROWS = 96, 128
 
 
 @dataclass(frozen=True)
@@ -41,9 +60,12 @@ class ServeConfig:
         metrics: where ``/metrics`` is served.
         reflection: whether clients may ask for the service's description.
         allow_uncertified: whether a bundle without a valid certificate is served.
+        target: what executes the graphs.
+        engine_cache: where TensorRT engines are kept that a server has built; None: below the user's own cache.
         threads: CPU threads of a step that is alone; 0: as many as the process may use.
-        workers: steps of a model that may run beside each other, each on one thread; 0: as many as ``threads``.
-        max_rows: most live rows of a step.
+        workers: steps of a model that may run beside each other; 0: as many as ``threads`` on the CPU, where each is on
+            one thread, and 1 on a GPU.
+        max_rows: most live rows of a step; 0: 96 on the CPU, 128 on a GPU.
         shortlist: whether each text is translated with the target tokens of its own shortlist alone.
         admission: the order in which waiting texts are admitted.
         max_queue: most texts of one model that may wait.
@@ -59,9 +81,11 @@ class ServeConfig:
     metrics: Address = Address("127.0.0.1", 9464)
     reflection: bool = False
     allow_uncertified: bool = False
+    target: Target = Target.AUTO
+    engine_cache: Path | None = None
     threads: int = 0
     workers: int = 0
-    max_rows: int = 96
+    max_rows: int = 0
     shortlist: bool = False
     admission: Order = Order.FAIR
     max_queue: int = 4096
@@ -76,10 +100,13 @@ class ServeConfig:
         """``threads``, as many as that comes to here."""
         return self.threads or cpu_count()
 
-    @property
-    def worker_count(self) -> int:
-        """``workers``, as many as that comes to here."""
-        return self.workers or self.step_threads
+    def workers_on(self, target: Target) -> int:
+        """``workers``, as many as that comes to."""
+        return self.workers or (1 if target.on_gpu else self.step_threads)
+
+    def rows_on(self, target: Target) -> int:
+        """``max_rows``, as many as that comes to."""
+        return self.max_rows or (_GPU_ROWS if target.on_gpu else _CPU_ROWS)
 
 
 @dataclass(frozen=True)
@@ -149,6 +176,13 @@ def _order(text: str) -> Order:
         raise ValueError(" or ".join(order.value for order in Order)) from None
 
 
+def _target(text: str) -> Target:
+    try:
+        return Target(text)
+    except ValueError:
+        raise ValueError(f"one of {', '.join(target.value for target in Target)}") from None
+
+
 def _switch(text: str) -> bool:
     values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if text.lower() not in values:
@@ -168,9 +202,11 @@ SETTINGS = (
     Setting("metrics", "metrics", parse_address, "address of /metrics (default: 127.0.0.1:9464)", "HOST:PORT"),
     Setting("reflection", "reflection", _switch, "answer gRPC server reflection"),
     Setting("allow-uncertified", "allow_uncertified", _switch, "serve bundles that have no valid certificate"),
+    Setting("target", "target", _target, "auto, tensorrt, cuda or cpu (default: auto, the best that runs here)", "T"),
+    Setting("engine-cache", "engine_cache", _path, "where built TensorRT engines are kept (default: ~/.cache)", "DIR"),
     Setting("threads", "threads", _whole_number(0, 1024), "CPU threads of a step (default: all it may use)", "N"),
-    Setting("workers", "workers", _whole_number(0, 1024), "steps beside each other (default: as --threads)", "N"),
-    Setting("max-rows", "max_rows", _whole_number(4, 512), "most live rows of a step (default: 96)", "N"),
+    Setting("workers", "workers", _whole_number(0, 1024), "steps beside each other (default: --threads; GPU: 1)", "N"),
+    Setting("max-rows", "max_rows", _whole_number(4, 512), "most live rows of a step (default: 96; GPU: 128)", "N"),
     Setting("shortlist", "shortlist", _switch, "choose from the target tokens that the bundle's shortlist names"),
     Setting("admission", "admission", _order, "fair or longest-first among waiting texts (default: fair)", "ORDER"),
     Setting("max-queue", "max_queue", _whole_number(1), "most texts of a model that may wait (default: 4096)", "N"),
@@ -214,7 +250,10 @@ def read_config(flags: Mapping[str, Any], *, environ: Mapping[str, str]) -> Serv
             values[setting.field] = _parse(setting, environ[setting.variable], where=setting.variable)
         elif setting.name in in_file:
             values[setting.field] = _parse(setting, in_file[setting.name], where=f"{path}: {setting.name}")
-    return ServeConfig(**values)
+    config = ServeConfig(**values)
+    if config.shortlist and config.target.on_gpu:
+        raise ConfigError(f"--shortlist: got it with --target {config.target.value}, wanted it with --target cpu")
+    return config
 
 
 def _parse(setting: Setting, text: str, *, where: str) -> Any:

@@ -17,19 +17,20 @@ from export.bundle import (
     BundleError,
     Manifest,
 )
+from export.runners.gpu.device import DeviceUnavailableError
 from export.runners.protocol import RunnerError
 from model.tokenizer import TokenizerError
 from server import log
-from server.config import ServeConfig
-from server.decoding.crew import Crew
+from server.config import ServeConfig, Target
+from server.exam.entrance import NotServableError
 from server.metrics import Metrics
 from server.models import KnownModel, ModelState, ServedModel
-from server.opening import NotServableError, admit, open_model
+from server.opening import Opener
 from server.service.health import RESERVED_NAMES
 
 _log = logging.getLogger(__name__)
 
-_FORESEEN = (BundleError, RunnerError, TokenizerError, NotServableError)
+_FORESEEN = (BundleError, DeviceUnavailableError, RunnerError, TokenizerError, NotServableError)
 
 
 class LoadError(Exception):
@@ -67,19 +68,33 @@ def _may_be_bundle(path: Path) -> bool:
         return True  # opening it will tell why it cannot be looked at
 
 
-def load_models(config: ServeConfig, metrics: Metrics, *, on_found: Callable[[KnownModel], None]) -> None:
+def load_models(
+    config: ServeConfig,
+    metrics: Metrics,
+    *,
+    opener: Opener | None = None,
+    on_found: Callable[[KnownModel], None],
+    on_waiting: Callable[[ServedModel, Bundle], None] = lambda _model, _bundle: None,
+) -> None:
     """Load every model and let each sit its exam; what cannot be served is logged and counted.
 
     Args:
         config: the server's settings.
         metrics: where the models' metrics live.
+        opener: opens the bundles; None: one of its own.
         on_found: called with each model as soon as it can be told about. It does not serve yet; one whose bundle is
             broken, but tells its name, never will. A model that takes the place of one of its name serves already.
+        on_waiting: called with each model that serves on another target until it has TensorRT engines.
 
     Raises:
-        LoadError: no model serves.
+        LoadError: no model serves, or the target that was asked for cannot run here.
     """
-    loader = _Loader(config, metrics, on_found)
+    opener = opener or Opener(config, metrics)
+    try:
+        opener.source.check()
+    except DeviceUnavailableError as error:
+        raise LoadError(f"--target {config.target.value}: {error}") from error
+    loader = _Loader(opener, metrics, on_found, on_waiting)
     for path in find_bundles(config.models):
         loader.open(path)
     loader.tell_of_broken()
@@ -96,13 +111,19 @@ class _Loader:
         serving: how many models serve.
     """
 
-    def __init__(self, config: ServeConfig, metrics: Metrics, on_found: Callable[[KnownModel], None]) -> None:
+    def __init__(
+        self,
+        opener: Opener,
+        metrics: Metrics,
+        on_found: Callable[[KnownModel], None],
+        on_waiting: Callable[[ServedModel, Bundle], None],
+    ) -> None:
         self.complaints: list[str] = []
         self.serving = 0
-        self._config = config
+        self._opener = opener
         self._metrics = metrics
-        self._crew = Crew()
         self._on_found = on_found
+        self._on_waiting = on_waiting
         self._opened: dict[str, tuple[ServedModel, Bundle]] = {}
         self._spare: dict[str, list[Bundle]] = {}
         self._broken: dict[str, KnownModel] = {}
@@ -118,7 +139,7 @@ class _Loader:
             if name in self._opened:
                 self._spare.setdefault(name, []).append(bundle)
                 return
-            model = open_model(bundle, self._config, self._metrics, crew=self._crew)
+            model = self._opener.open(bundle)
         except Exception as error:
             broken = _read_manifest(path)
             if broken is not None:
@@ -135,7 +156,7 @@ class _Loader:
                 self._tell_of(model)
 
     def _tell_of(self, model: KnownModel) -> None:
-        self._metrics.model_found(model.name, serving=lambda: model.healthy)
+        self._metrics.model_found(model.name, now=lambda: model.now)
         self._on_found(model)
 
     def admit_all(self) -> None:
@@ -156,7 +177,7 @@ class _Loader:
     def _admit(self, model: ServedModel, bundle: Bundle) -> Bundle | None:
         """Let ``model`` serve; returns its bundle, or None where it may not."""
         try:
-            admit(model, bundle, self._config)
+            self._opener.admit(model, bundle)
         except Exception as error:
             # Before the state says so: a server that leaves closes the runners of all models that do not load.
             model.close_runners()
@@ -164,12 +185,14 @@ class _Loader:
             self._refuse(bundle.path, error, model=model.name)
             return None
         self.serving += 1
+        if model.backend.target is not Target.TENSORRT and self._opener.source.wants_engines(bundle):
+            self._on_waiting(model, bundle)
         return bundle
 
     def _admit_spare(self, bundle: Bundle) -> Bundle | None:
         """Let the model of ``bundle`` serve in place of the one known by its name; as ``_admit``."""
         try:
-            model = open_model(bundle, self._config, self._metrics, crew=self._crew)
+            model = self._opener.open(bundle)
         except Exception as error:
             self._refuse(bundle.path, error, model=bundle.manifest.name)
             return None

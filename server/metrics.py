@@ -14,6 +14,7 @@ from prometheus_client.exposition import choose_encoder
 
 from server.config import Address
 from server.decoding.observer import Stage
+from server.gauges import ModelGauges, ModelNow
 from server.histogram import ManyHistogram
 
 # A `_created` series beside every counter and histogram would double their number and tell nobody anything.
@@ -55,8 +56,7 @@ class Metrics:
             self._call_seconds.labels(method, grpc.StatusCode.OK.name)
         self.queue_depth = self._gauge("queue_depth", "Texts that wait.")
         self.active_sequences = self._gauge("active_sequences", "Texts that are being decoded.")
-        self.model_info = self._gauge("model_info", "What serves a model; always 1.", "runner", "precision", "digest")
-        self._model_serving = self._gauge("model_serving", "1 while a model serves; 0: the log says why not.")
+        self._models = ModelGauges(self.registry)
         self._bundles_refused = Gauge(
             "dragoman_bundles_refused", "Bundles that were found and are not served.", registry=self.registry
         )
@@ -79,9 +79,9 @@ class Metrics:
         for reason in model_less_reasons:
             self.rejected.labels("", reason)
 
-    def model_found(self, model: str, *, serving: Callable[[], bool]) -> None:
-        """There is a model of that name; ``serving`` tells at any time, from any thread, whether it serves."""
-        self._model_serving.labels(model).set_function(lambda: float(serving()))
+    def model_found(self, model: str, *, now: Callable[[], ModelNow]) -> None:
+        """There is a model of that name; ``now`` tells at any time, from any thread, what there is to tell of it."""
+        self._models.add(model, now)
 
     def bundle_refused(self) -> None:
         """A bundle was found and is not served."""
@@ -110,12 +110,17 @@ class Metrics:
 
 
 class ModelMetrics:
-    """One model's metrics; listens to its decode loop as an Observer."""
+    """One model's metrics; listens to one decode loop as an Observer.
+
+    A model that changes its decode loop has two for a while, and an object of this class for each: they write to the
+    same series, and what waits or is decoded adds up.
+    """
 
     def __init__(self, metrics: Metrics, model: str, *, reasons: Iterable[str] = ()) -> None:
         """Create the series of ``model``; ``reasons`` are the rejections that can concern it."""
         self._metrics = metrics
         self._model = model
+        self._waiting = self._decoding = 0  # so much of the two gauges is this loop's
         self._queue_depth = metrics.queue_depth.labels(model)
         self._active = metrics.active_sequences.labels(model)
         self._queue_wait = metrics.queue_wait.labels(model)
@@ -131,21 +136,19 @@ class ModelMetrics:
         for reason in reasons:
             metrics.rejected.labels(model, reason)
 
-    def serving(self, *, runner: str, precision: str, digest: str) -> None:
-        """The model is served now, by ``runner`` from the bundle ``digest``."""
-        self._metrics.model_info.labels(self._model, runner, precision, digest).set(1)
-
     def delivered(self, target_tokens: int) -> None:
         """Translations of ``target_tokens`` in all were decoded for a call."""
         self._target_tokens.inc(target_tokens)
 
     def queue_changed(self, depth: int) -> None:
         """See Observer."""
-        self._queue_depth.set(depth)
+        self._queue_depth.inc(depth - self._waiting)
+        self._waiting = depth
 
     def active_changed(self, sequences: int) -> None:
         """See Observer."""
-        self._active.set(sequences)
+        self._active.inc(sequences - self._decoding)
+        self._decoding = sequences
 
     def admitted(self, wait_s: float) -> None:
         """See Observer."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from export.bundle import Exam, Manifest
 from export.runners.protocol import Runner
 from model.tokenizer import Tokenizer
-from server.config import ServeConfig
-from server.decoding.loop import DecodeLoop
-from server.decoding.sequence import LengthPenalty, SearchOptions
+from server.config import ServeConfig, Target
+from server.decoding.loop import DecodeLoop, LoopClosed
+from server.decoding.sequence import LengthPenalty, SearchOptions, Sequence
+from server.gauges import EngineState, ModelNow, ServedBy
 from server.metrics import ModelMetrics
 
 
@@ -48,6 +50,15 @@ class Limits:
         )
 
 
+_DETAILS = {
+    EngineState.NONE: "",
+    EngineState.BUILDING: "its TensorRT engines are being built",
+    EngineState.VERIFYING: "its TensorRT engines sit their exam",
+    EngineState.SERVING: "",
+    EngineState.FAILED: "its TensorRT engines could not be built or failed their exam; the server's log says why",
+}
+
+
 @dataclass(eq=False, kw_only=True)
 class KnownModel:
     """A model that the server has found, whether or not it can be served.
@@ -56,12 +67,14 @@ class KnownModel:
         manifest: what its bundle says of itself.
         digest: sha256 of the bundle's manifest, lower-case hex.
         state: whether it serves.
+        engines: how far its TensorRT engines are.
         certified: whether it may serve at all.
     """
 
     manifest: Manifest
     digest: str
     state: ModelState = ModelState.LOADING
+    engines: EngineState = EngineState.NONE
     certified: bool = True
 
     @property
@@ -74,42 +87,39 @@ class KnownModel:
         """Whether it serves, and nothing keeps failing."""
         return False
 
+    @property
+    def served_by(self) -> ServedBy | None:
+        """What serves it; None: it has not come to that."""
+        return None
+
+    @property
+    def now(self) -> ModelNow:
+        """What the gauges tell of it."""
+        return ModelNow(self.healthy, self.served_by, self.engines)
+
+    @property
+    def detail(self) -> str:
+        """What else there is to tell its users; empty: nothing. It holds no path and no error's text."""
+        return _DETAILS[self.engines]
+
 
 @dataclass(eq=False, kw_only=True)
-class ServedModel(KnownModel):
-    """A model that is loaded, with everything that serves it.
+class Backend:
+    """What executes a model: runners of one target, and the decode loop on them.
 
     Attributes:
-        tokenizer: text to token ids and back.
-        runners: execute its graphs, one for each worker of the decode loop; all alike.
-        decode_loop: decodes its sequences.
-        metrics: counts what it does.
+        target: what the runners are for; never ``AUTO``.
+        runners: one for each worker of the decode loop; all alike.
+        decode_loop: decodes sequences.
         limits: what a request may ask for.
         exam: the valid exam of this runner and precision; None: never taken, failed or stale.
-        defaults: what a request's unset options stand for.
     """
 
-    tokenizer: Tokenizer
+    target: Target
     runners: tuple[Runner, ...]
     decode_loop: DecodeLoop
-    metrics: ModelMetrics
     limits: Limits
     exam: Exam | None = None
-    defaults: SearchOptions = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Read the manifest's decoding defaults; whoever opened the bundle has held them against the limits."""
-        decoding = self.manifest.decoding
-        # Fields whose zero the wire contract itself explains (num_hypotheses, min_output_tokens, return_scores)
-        # have that meaning, whatever the manifest says.
-        self.defaults = SearchOptions(
-            beam_size=decoding.beam_size,
-            length_penalty=decoding.length_penalty,
-            length_penalty_type=LengthPenalty(decoding.length_penalty_type),
-            max_output_tokens=min(decoding.max_output_tokens, self.limits.max_output_tokens),
-            early_stopping=decoding.early_stopping,
-            forced_end=decoding.forced_end,
-        )
 
     @property
     def runner(self) -> Runner:
@@ -122,14 +132,98 @@ class ServedModel(KnownModel):
         return sum(runner.limits.cache_bytes for runner in self.runners)
 
     def close_runners(self) -> None:
-        """Free what executes its graphs; nothing may be decoded any more."""
+        """Free what executes the graphs; nothing may be decoded any more."""
         for runner in self.runners:
             runner.close()
+
+
+@dataclass(eq=False, kw_only=True)
+class ServedModel(KnownModel):
+    """A model that is loaded, with everything that serves it.
+
+    Attributes:
+        tokenizer: text to token ids and back.
+        backend: what executes it.
+        retiring: what executed it before and finishes what it has; None: nothing does.
+        metrics: counts what it does.
+        limits: what a request may ask for.
+        defaults: what a request's unset options stand for.
+    """
+
+    tokenizer: Tokenizer
+    backend: Backend
+    retiring: Backend | None = None
+    metrics: ModelMetrics
+    limits: Limits = field(init=False)
+    defaults: SearchOptions = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Read the manifest's decoding defaults; whoever opened the bundle has held them against the limits."""
+        self.limits = self.backend.limits
+        decoding = self.manifest.decoding
+        # Fields whose zero the wire contract itself explains (num_hypotheses, min_output_tokens, return_scores)
+        # have that meaning, whatever the manifest says.
+        self.defaults = SearchOptions(
+            beam_size=decoding.beam_size,
+            length_penalty=decoding.length_penalty,
+            length_penalty_type=LengthPenalty(decoding.length_penalty_type),
+            max_output_tokens=min(decoding.max_output_tokens, self.limits.max_output_tokens),
+            early_stopping=decoding.early_stopping,
+            forced_end=decoding.forced_end,
+        )
+
+    def submit(self, sequences: Items[Sequence]) -> None:
+        """Queue ``sequences`` as ``DecodeLoop.submit`` does, on whatever executes the model now."""
+        while True:
+            decode_loop = self.decode_loop
+            try:
+                decode_loop.submit(sequences)
+                return
+            except LoopClosed:
+                # It may have closed because another one took its place since it was looked up.
+                if decode_loop is self.decode_loop:
+                    raise
+
+    def change_to(self, backend: Backend) -> Backend:
+        """Let ``backend``, whose loop turns, take all new sequences; returns the one before, which finishes its own."""
+        before = self.retiring = self.backend
+        self.backend = backend
+        before.decode_loop.drain()
+        return before
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """All that may be decoding for it."""
+        retiring = self.retiring
+        return (self.backend,) if retiring in (None, self.backend) else (self.backend, retiring)
+
+    @property
+    def runner(self) -> Runner:
+        """Any that executes it, for what they have in common."""
+        return self.backend.runner
+
+    @property
+    def decode_loop(self) -> DecodeLoop:
+        """The one that takes new sequences."""
+        return self.backend.decode_loop
+
+    def close_runners(self) -> None:
+        """Free what executes its graphs; nothing may be decoded any more."""
+        for backend in self.backends:
+            backend.close_runners()
 
     @property
     def healthy(self) -> bool:
         """Whether it serves and its decode loop does not fail."""
         return self.state is ModelState.SERVING and not self.decode_loop.failed
+
+    @property
+    def served_by(self) -> ServedBy | None:
+        """What serves it; None: it has not come to that."""
+        if self.state not in (ModelState.SERVING, ModelState.DRAINING):
+            return None
+        runner = self.runner
+        return ServedBy(runner.name, runner.precision, self.digest)
 
 
 class Registry:

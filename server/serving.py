@@ -14,10 +14,12 @@ from dataclasses import asdict
 from typing import Any
 
 from server import log
-from server.config import Address, ServeConfig
+from server.config import Address, ServeConfig, Target
+from server.engines import ENGINES_THREAD, EngineWork
 from server.loading import LoadError, load_models
 from server.metrics import Metrics, MetricsServer
 from server.models import KnownModel, ModelState, Registry, ServedModel
+from server.opening import Opener
 from server.resources import memory_limit_bytes
 from server.service.app import METHODS, App, BindError
 from server.service.errors import MODEL_LESS_REASONS
@@ -38,7 +40,7 @@ def run_server(config: ServeConfig) -> int:
         log.event(_log, "onnxruntime and onnxruntime-gpu are both installed", level=logging.WARNING, hint=hint)
     try:
         code = asyncio.run(_serve(config))
-        _leave_loading_behind(code)
+        _leave_threads_behind(code)
         return code
     except (BindError, LoadError) as error:
         print(f"dragoman serve: {error}", file=sys.stderr)
@@ -48,12 +50,12 @@ def run_server(config: ServeConfig) -> int:
         return 1
 
 
-def _leave_loading_behind(code: int) -> None:
-    """End the process here where models are still loading.
+def _leave_threads_behind(code: int) -> None:
+    """End the process here where models are still loading, or engines sit their exam.
 
     The interpreter's own end would stop that thread inside ONNX Runtime, which aborts the process.
     """
-    if any(thread.name == _LOADING_THREAD for thread in threading.enumerate()):
+    if any(thread.name in (_LOADING_THREAD, ENGINES_THREAD) for thread in threading.enumerate()):
         logging.shutdown()
         os._exit(code)
 
@@ -91,16 +93,20 @@ async def _serve(config: ServeConfig) -> int:
     metrics = Metrics(methods=METHODS, model_less_reasons=MODEL_LESS_REASONS)
     registry = Registry(loading=True)
     app = App(config, registry=registry, metrics=metrics)
+    opener = Opener(config, metrics)
+    engine_work = EngineWork(opener)
     metrics_server = _serve_metrics(config.metrics, metrics)
     try:
         listen = await app.start()
         log.event(_log, "listening", listen=str(listen), metrics=str(metrics_server.address))
         stopped = asyncio.ensure_future(signals.stop.wait())
-        loaded = _in_daemon_thread(lambda: load_models(config, metrics, on_found=registry.add))
+        loaded = _in_daemon_thread(
+            lambda: load_models(config, metrics, opener=opener, on_found=registry.add, on_waiting=engine_work.add)
+        )
         events: list[asyncio.Future[Any]] = [loaded, stopped]
         await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
         if stopped.done():
-            return await _leave(app, config, signals)
+            return await _leave(app, config, signals, engine_work)
         try:
             loaded.result()
         except Exception:
@@ -109,9 +115,12 @@ async def _serve(config: ServeConfig) -> int:
         registry.loading = False
         await app.refresh_health()
         _log_start(config, registry, listen=listen, metrics=metrics_server.address)
+        # Not before: a build would take processor time from the exams.
+        engine_work.start()
         await stopped
-        return await _leave(app, config, signals)
+        return await _leave(app, config, signals, engine_work)
     finally:
+        engine_work.stop()
         metrics_server.close()
 
 
@@ -122,7 +131,8 @@ def _serve_metrics(address: Address, metrics: Metrics) -> MetricsServer:
         raise BindError(f"{address}: cannot serve metrics there: {error.strerror or error}") from error
 
 
-async def _leave(app: App, config: ServeConfig, signals: _Signals) -> int:
+async def _leave(app: App, config: ServeConfig, signals: _Signals, engine_work: EngineWork) -> int:
+    engine_work.stop()
     lame_duck_s = min(config.lame_duck_s, _INTERRUPTED_LAME_DUCK_S) if signals.interrupted else config.lame_duck_s
     log.event(_log, "draining", lame_duck_s=lame_duck_s, grace_s=config.grace_s)
     all_answered = await app.shut_down(lame_duck_s=lame_duck_s, grace_s=config.grace_s, hurry=signals.hurry)
@@ -136,16 +146,17 @@ def _log_start(config: ServeConfig, registry: Registry, *, listen: Address, metr
     """The start line: the effective configuration."""
     memory_bytes = memory_limit_bytes()
     in_use = [model for model in registry.loaded() if model.state is not ModelState.FAILED]
-    cache_bytes = sum(model.cache_bytes for model in in_use)
+    cache_bytes = sum(model.backend.cache_bytes for model in in_use if not model.backend.target.on_gpu)
     log.event(
         _log,
         "started",
         listen=str(listen),
         metrics=str(metrics),
         models=[_describe(model) for model in registry.all()],
+        target=config.target.value,
         threads=config.step_threads,
-        workers=config.worker_count,
-        rows=config.max_rows,
+        workers=config.workers_on(Target.CPU),
+        rows=config.rows_on(Target.CPU),
         shortlist=config.shortlist,
         admission=config.admission.value,
         cache_bytes=cache_bytes,
@@ -171,14 +182,18 @@ def _describe(model: KnownModel) -> dict[str, object]:
     known: dict[str, object] = {"model": model.name, "state": model.state.value, "digest": model.digest}
     if not isinstance(model, ServedModel):
         return known
+    backend = model.backend
     return {
         **known,
-        "runner": model.runner.name,
-        "precision": model.runner.precision,
-        "rows": model.runner.limits.max_rows,
-        "workers": len(model.runners),
-        "cache_bytes": model.cache_bytes,
-        "certified": model.exam is not None,
+        "target": backend.target.value,
+        "runner": backend.runner.name,
+        "device": backend.runner.device_description,
+        "precision": backend.runner.precision,
+        "rows": backend.runner.limits.max_rows,
+        "workers": len(backend.runners),
+        "cache_bytes": backend.cache_bytes,
+        "engines": model.engines.value,
+        "certified": backend.exam is not None,
         "limits": asdict(model.limits),
     }
 

@@ -34,7 +34,7 @@ from benchmarks.peers.measure import LEAST_S, REST_S, SYSTEMS, Setting, measure,
 from benchmarks.peers.prepare import Prepared, demo_sources, prepare
 from benchmarks.peers.process import environment_of
 from benchmarks.peers.works import Work, base_works, demo_works
-from server.config import ServeConfig
+from server.config import ServeConfig, Target
 from server.resources import cpu_count
 
 
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", default=[""], metavar="PART", help="parts of the names of works")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--rows", type=int, default=ServeConfig().max_rows, help="of each worker of ours, as --max-rows"
+        "--rows", type=int, default=ServeConfig().rows_on(Target.CPU), help="of each worker of ours, as --max-rows"
     )
     parser.add_argument("--out", type=Path, metavar="FILE.json")
     return parser

@@ -137,8 +137,11 @@ class DecodeLoop:
         with self._shared.lock:
             self._draining = True
 
-    def close(self, *, timeout_s: float) -> bool:
+    def close(self, *, timeout_s: float | None) -> bool:
         """Drain, wait, give up what is left after ``timeout_s`` with ``Outcome.CANCELLED``, and end the threads.
+
+        Args:
+            timeout_s: None: as long as it takes, or until it is closed from another thread too.
 
         Returns:
             True where every accepted sequence was finished in time.
@@ -162,6 +165,7 @@ class DecodeLoop:
                 worker.clear()
             shared.observer.queue_changed(0)
             shared.observer.active_changed(0)
+            shared.rested.notify_all()
         return given_up == 0
 
     @property

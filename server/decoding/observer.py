@@ -8,7 +8,10 @@ Stage = Literal["queued", "decoding"]
 
 
 class Observer(Protocol):
-    """Hears of every event on the thread where it happens; must be quick, thread-safe, and must not raise."""
+    """Hears of every event on the thread where it happens; must be quick, thread-safe, and must not raise.
+
+    ``queue_changed`` and ``active_changed`` come one at a time: the loop's lock is held.
+    """
 
     def queue_changed(self, depth: int) -> None:
         """``depth`` sequences wait now."""

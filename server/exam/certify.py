@@ -14,17 +14,26 @@ from typing import Any
 from tqdm import tqdm
 
 from export.bundle import CERTIFICATE_FILE, Bundle, BundleError, Exam, read_certificate, write_certificate
-from export.runners.ort_cpu import OrtCpuRunner
-from export.runners.protocol import Runner
+from export.runners.gpu.device import DeviceUnavailableError
+from export.runners.protocol import Runner, RunnerError
 from model.tokenizer import TokenizerError
+from server.config import ServeConfig, Target
+from server.engine_build import EngineBuild, EngineBuildError
 from server.exam.quality import Measured, measure
 from server.exam.report import report
 from server.exam.sitting import ExamError
 from server.exam.thresholds import Thresholds
 from server.exam.verdict import Verdict, judge
-from server.resources import cpu_count
+from server.runners import Choice, RunnerSource
 
-_TOOLS = ("dragoman", "numpy", "onnxruntime", "sacrebleu")
+_TOOLS = ("dragoman", "numpy", "sacrebleu")
+_TOOLS_OF_RUNNERS = {
+    "onnxruntime-cpu": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime-cuda": ("onnxruntime-gpu", "cuda-bindings"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu13-bindings", "cuda-bindings"),
+    "tensorrt": ("tensorrt", "cuda-bindings"),
+}
+_CPU_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +46,8 @@ class Request:
         references: people's translations of the golden set, line by line; None: those it holds.
         out: certificate to write; None: the bundle's.
         threads: CPU threads; None: all this process may use.
+        target: what is to run it; never ``AUTO``.
+        engine_cache: where TensorRT engines are looked for and kept; None: below the user's own cache.
         shortlist: whether the runner is to choose from the bundle's shortlist.
         min_exact_rate: least token-exact rate; None: as ``Thresholds.of_precision`` says.
         max_log_prob_difference: most difference of a token's log-prob; None: likewise.
@@ -48,6 +59,8 @@ class Request:
     references: Path | None = None
     out: Path | None = None
     threads: int | None = None
+    target: Target = Target.CPU
+    engine_cache: Path | None = None
     shortlist: bool = False
     min_exact_rate: float | None = None
     max_log_prob_difference: float | None = None
@@ -64,7 +77,7 @@ def verify_bundle(request: Request) -> int:
             add_to_certificate(certificate, exam)
         except OSError as error:
             raise BundleError(f"{certificate}: {error.strerror}; name another file with --out FILE") from error
-    except (BundleError, ExamError, TokenizerError, OSError) as error:
+    except (BundleError, DeviceUnavailableError, ExamError, RunnerError, TokenizerError, OSError) as error:
         print(f"dragoman verify: {error}", file=sys.stderr)
         return 1
     if exam.passed:
@@ -87,16 +100,47 @@ def _certificate_path(request: Request) -> Path:
     return request.path / CERTIFICATE_FILE
 
 
-def open_runner(bundle: Bundle, *, threads: int, shortlist: bool) -> Runner:
-    """The runner at hand for this bundle."""
-    return OrtCpuRunner.open(bundle, threads=threads, shortlist=shortlist)
+def open_runner(bundle: Bundle, request: Request) -> Runner:
+    """The runner that is asked for; TensorRT engines that are not there are built first.
+
+    Raises:
+        DeviceUnavailableError: the target cannot run here; one line says what to install.
+        BundleError: graphs or engines do not fit, or engines could not be built.
+        RunnerError: the device refused.
+    """
+    target = request.target
+    source = RunnerSource(
+        ServeConfig(
+            target=target,
+            engine_cache=request.engine_cache,
+            threads=request.threads or 0,
+            workers=1,
+            max_rows=0 if target.on_gpu else _CPU_ROWS,
+            shortlist=request.shortlist,
+        )
+    )
+    source.check()
+    engines = None
+    if target is Target.TENSORRT:
+        engines = source.find_engines(bundle) or _build_engines(bundle, source)
+    return source.open(bundle, Choice(target, engines))[0]
+
+
+def _build_engines(bundle: Bundle, source: RunnerSource) -> Path:
+    build = EngineBuild(source.build_command(bundle), on_line=lambda line: print(line, file=sys.stderr))
+    try:
+        return build.wait()
+    except EngineBuildError as error:
+        raise BundleError(f"{bundle.path}: engines: {error}") from error
+    finally:
+        build.kill()
 
 
 def _sit_and_report(bundle: Bundle, request: Request) -> Exam:
-    runner = open_runner(bundle, threads=request.threads or cpu_count(), shortlist=request.shortlist)
+    runner = open_runner(bundle, request)
     print(f"bundle  {bundle.manifest.name}, digest {bundle.digest}")
     print(f"runner  {runner.name}, {runner.precision}, on {runner.device_description}")
-    print(f"tools   {', '.join(f'{name} {version}' for name, version in _tool_versions().items())}")
+    print(f"tools   {', '.join(f'{name} {version}' for name, version in _tool_versions(runner).items())}")
     measured = _measure_all(bundle, runner, request)
     thresholds = Thresholds.of_precision(
         runner.precision,
@@ -135,6 +179,18 @@ def _measure_all(bundle: Bundle, runner: Runner, request: Request) -> list[Measu
     return measured
 
 
+def examine(bundle: Bundle, runner: Runner, thresholds: Thresholds) -> Exam:
+    """Sit the whole exam of the bundle's own golden set; errors as of ``measure``.
+
+    Args:
+        bundle: what sits.
+        runner: on what; nobody else uses it meanwhile.
+        thresholds: what has to hold.
+    """
+    measured = [measure(bundle, runner)]
+    return make_exam(bundle, runner, measured=measured, verdict=judge(measured, thresholds, bleu_is_wanted=False))
+
+
 def make_exam(bundle: Bundle, runner: Runner, *, measured: list[Measured], verdict: Verdict) -> Exam:
     """The certificate's record.
 
@@ -161,7 +217,7 @@ def make_exam(bundle: Bundle, runner: Runner, *, measured: list[Measured], verdi
         **({} if beam is None else vars(beam)),
         bleu_losses={search: quality.bleu_loss for search, quality in own.quality.items()},
         outside_files=[_outside_record(one) for one in outside],
-        tool_versions=_tool_versions(),
+        tool_versions=_tool_versions(runner),
         thresholds=verdict.thresholds.record(),
         missed=verdict.missed,
     )
@@ -195,9 +251,9 @@ def add_to_certificate(path: Path, exam: Exam) -> None:
     write_certificate(path, [*(one for one in kept if key(one) != key(exam)), exam])
 
 
-def _tool_versions() -> dict[str, str]:
+def _tool_versions(runner: Runner) -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for tool in _TOOLS:
+    for tool in sorted({*_TOOLS, *_TOOLS_OF_RUNNERS.get(runner.name.removesuffix("-shortlist"), ())}):
         try:
             versions[tool] = importlib.metadata.version(tool)
         except importlib.metadata.PackageNotFoundError:

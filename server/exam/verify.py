@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
+
+from server.config import Target
 
 
 def add_verify_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,6 +26,15 @@ def add_verify_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
     )
     verify.add_argument(
         "--threads", type=_positive, metavar="N", help="CPU threads (default: all this process may use)"
+    )
+    verify.add_argument(
+        "--target",
+        choices=[target.value for target in Target if target is not Target.AUTO],
+        default=Target.CPU.value,
+        help="what is to run it, in an exam of its own (default: cpu); tensorrt builds engines that are not there yet",
+    )
+    verify.add_argument(
+        "--engine-cache", type=Path, metavar="DIR", help="where TensorRT engines are kept (default: ~/.cache)"
     )
     verify.add_argument(
         "--shortlist", action="store_true", help="as `dragoman serve --shortlist` would run it, in an exam of its own"
@@ -82,12 +94,19 @@ def run_verify(arguments: argparse.Namespace) -> int:
     # Not at the top: every command builds this one's parser, and a server should not pay for sacreBLEU's memory.
     from server.exam.certify import Request, verify_bundle  # noqa: PLC0415
 
+    target = Target(arguments.target)
+    if arguments.shortlist and target.on_gpu:
+        wrong = f"--shortlist: got it with --target {target.value}, wanted --target cpu"
+        print(f"dragoman verify: {wrong}", file=sys.stderr)
+        return 2
     request = Request(
         path=arguments.bundle,
         golden=arguments.golden,
         references=arguments.references,
         out=arguments.out,
         threads=arguments.threads,
+        target=target,
+        engine_cache=arguments.engine_cache,
         shortlist=arguments.shortlist,
         min_exact_rate=arguments.min_exact,
         max_log_prob_difference=arguments.max_log_prob_difference,

@@ -134,7 +134,8 @@ class App:
         await _first_of(hurry, self._guard.idle, timeout_s=grace_s)
         all_answered = self._guard.in_progress == 0
         for model in self._registry.loaded():
-            await asyncio.to_thread(model.decode_loop.close, timeout_s=0.0)
+            for backend in model.backends:
+                await asyncio.to_thread(backend.decode_loop.close, timeout_s=0.0)
         # Calls that were cut short are told so; calls that come now still get their UNAVAILABLE.
         await _first_of(self._guard.idle, timeout_s=_LAST_REPLIES_S)
         await self._server.stop(_LAST_REPLIES_S)

@@ -44,7 +44,8 @@ class Health:
         ready = self._registry.ready and not self._leaving
         for name in self._services:
             await self._set(name, serving=ready)
-        alive = all(self._turns(model.decode_loop) for model in self._registry.loaded())
+        backends = (backend for model in self._registry.loaded() for backend in model.backends)
+        alive = all(self._turns(backend.decode_loop) for backend in backends)
         await self._set(LIVENESS, serving=alive)
         for model in self._registry.all():
             await self._set(model.name, serving=model.healthy and not self._leaving)

@@ -82,14 +82,16 @@ def model_message(model: KnownModel) -> pb.Model:
         architecture=manifest.architecture,
         parameter_count=manifest.parameter_count,
         license_note=manifest.license_note,
+        detail=model.detail,
     )
     if isinstance(model, ServedModel):
-        message.runner = model.runner.name
-        message.precision = _PRECISIONS[model.runner.precision]
+        backend = model.backend  # looked up once: another one may take its place
+        message.runner = backend.runner.name
+        message.precision = _PRECISIONS[backend.runner.precision]
         message.limits.CopyFrom(pb.ModelLimits(**vars(model.limits)))
         message.default_decoding_config.CopyFrom(_decoding_config(model.defaults))
-        if model.exam is not None:
-            message.certificate.CopyFrom(_certificate(model.exam))
+        if backend.exam is not None:
+            message.certificate.CopyFrom(_certificate(backend.exam))
     return message
 
 

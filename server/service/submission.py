@@ -87,7 +87,7 @@ class Submission:
         model = self._job.model.name
         try:
             if self._sequences:
-                self._job.model.decode_loop.submit(self._sequences)
+                self._job.model.submit(self._sequences)
         except QueueFull as refusal:
             message = f"too many texts wait for model {model}"
             raise QueueFullError(message, model=model, retry_after_s=refusal.retry_after_s) from refusal

@@ -29,8 +29,8 @@ def use_runner(monkeypatch: pytest.MonkeyPatch) -> UseRunner:
     """Makes fake runners of a rule the ones at hand."""
 
     def use(rule: Rule, *, precision: str = "fp32", **settings: Any) -> None:
-        def open_runner(bundle: Bundle, *, threads: int, shortlist: bool) -> FakeRunner:
-            assert not shortlist
+        def open_runner(bundle: Bundle, request: certify.Request) -> FakeRunner:
+            assert not request.shortlist
             runner = FakeRunner(rule, **settings)
             runner.precision = precision
             return runner

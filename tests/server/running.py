@@ -19,11 +19,11 @@ from grpc_status import rpc_status
 from dragoman.v1.translation_pb2_grpc import TranslationServiceStub
 from export.bundle import DecodingDefaults, Exam
 from model.tokenizer import Tokenizer, train_tokenizer
-from server.config import Address, ServeConfig
+from server.config import Address, ServeConfig, Target
 from server.decoding.loop import DecodeLoop
 from server.decoding.observer import Stage
 from server.metrics import Metrics, ModelMetrics
-from server.models import KnownModel, Limits, ModelState, Registry, ServedModel
+from server.models import Backend, KnownModel, Limits, ModelState, Registry, ServedModel
 from server.service.app import METHODS, App
 from server.service.errors import MODEL_LESS_REASONS, MODEL_REASONS
 from tests.decoding.fake_runner import END, PAD, START, FakeRunner, Rule, copying_rule, fake_manifest
@@ -120,7 +120,6 @@ def make_model(
     gate = Gate()
     runner.before_step = gate
     model_metrics = HearingMetrics(metrics, name)
-    model_metrics.serving(runner=runner.name, precision=runner.precision, digest=DIGEST)
     decode_loop = DecodeLoop(
         runner, start_id=START, eos_id=END, pad_id=PAD, max_queue=config.max_queue, observer=model_metrics
     )
@@ -129,11 +128,14 @@ def make_model(
         manifest=manifest,
         digest=DIGEST,
         tokenizer=tokenizer,
-        runners=(runner,),
-        decode_loop=decode_loop,
+        backend=Backend(
+            target=Target.CPU,
+            runners=(runner,),
+            decode_loop=decode_loop,
+            limits=Limits.of(manifest, runner, config),
+            exam=exam,
+        ),
         metrics=model_metrics,
-        limits=Limits.of(manifest, runner, config),
-        exam=exam,
         state=ModelState.SERVING,
     )
 
@@ -160,7 +162,7 @@ class RunningServer:
     def add_model(self, *, tokenizer: Tokenizer | None = None, **options: Any) -> ServedModel:
         model = make_model(self.metrics, self.config, tokenizer or self.tokenizer, **options)
         self.registry.add(model)
-        self.metrics.model_found(model.name, serving=lambda: model.healthy)
+        self.metrics.model_found(model.name, now=lambda: model.now)
         return model
 
     def __enter__(self) -> Self:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-import server.loading
-import server.opening
+import server.exam.entrance
 from export.bundle import MANIFEST_FILE, Bundle
+from export.runners.ort_cpu import OrtCpuRunner
 from server.loading import find_bundles
 from server.models import ModelState, ServedModel
 from tests.server.bundles import (
@@ -93,8 +93,8 @@ def test_one_bundle_that_cannot_be_served_leaves_the_other_serving(
     assert "\n" not in refused["reason"]
     assert loaded.sample("dragoman_bundles_refused") == 1
     assert [loaded.sample("dragoman_model_serving", model=name) for name in ("good", "bad")] == [1, 0]
-    described = [sample.labels["model"] for family in loaded.metrics.model_info.collect() for sample in family.samples]
-    assert described == ["good"]
+    samples = [sample for family in loaded.metrics.registry.collect() for sample in family.samples]
+    assert [one.labels["model"] for one in samples if one.name == "dragoman_model_info"] == ["good"]
     certified = loaded.registry.get("bad")
     assert certified is not None
     assert certified.certified is ((spoil, reason) in BROKEN)
@@ -140,13 +140,11 @@ def test_where_none_can_serve_every_reason_is_told_in_one_line(models: Path, loa
     assert not loaded.registry.ready
 
 
-@pytest.mark.parametrize("where", ["OrtCpuRunner.open_workers", "sit_exam"])
+@pytest.mark.parametrize(("owner", "name"), [(OrtCpuRunner, "open_workers"), (server.exam.entrance, "sit_exam")])
 def test_what_nobody_foresaw_of_one_leaves_the_other_serving(
-    models: Path, load: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, where: str
+    models: Path, load: Load, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, owner: Any, name: str
 ) -> None:
     copy_demo(models, "bad")
-    target, _, name = where.rpartition(".")
-    owner = getattr(server.opening, target) if target else server.opening
     real = getattr(owner, name)
 
     def fail(bundle: Bundle, *arguments: Any, **options: Any) -> Any:

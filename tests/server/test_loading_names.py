@@ -10,11 +10,10 @@ import pytest
 
 from export.bundle import Bundle
 from server.config import ServeConfig
-from server.decoding.crew import Crew
 from server.loading import LoadError, load_models
 from server.metrics import Metrics
 from server.models import ModelState, Registry, ServedModel
-from server.opening import open_model
+from server.opening import Opener
 from tests.server.bundles import (
     answer_otherwise,
     spoil_graph,
@@ -81,12 +80,13 @@ def test_while_another_of_its_name_may_yet_serve_a_model_is_loading(
         spoil_tokenizer(Path(shutil.copytree(models / "good", models / folder)))
     seen: list[str] = []
 
-    def watch(bundle: Bundle, config: ServeConfig, metrics: Metrics, *, crew: Crew) -> ServedModel:
+    def watch(opener: Opener, bundle: Bundle) -> ServedModel:
         seen.extend(model.state.value for model in registry.all())
-        return open_model(bundle, config, metrics, crew=crew)
+        return real_open(opener, bundle)
 
     registry = Registry(loading=True)
-    monkeypatch.setattr("server.loading.open_model", watch)
+    real_open = Opener.open
+    monkeypatch.setattr(Opener, "open", watch)
     with pytest.raises(LoadError, match=r"good: not certified.*other/tokenizer.*third/tokenizer"):
         load_models(ServeConfig(models=models, threads=1, max_rows=8), Metrics(), on_found=registry.add)
     assert seen == ["loading", "loading"]

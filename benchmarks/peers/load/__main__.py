@@ -39,7 +39,7 @@ from benchmarks.peers.prepare import Prepared, prepare
 from benchmarks.peers.process import Process
 from export.bundle import Bundle
 from model.tokenizer import Tokenizer
-from server.config import ServeConfig
+from server.config import ServeConfig, Target
 from server.resources import cpu_count
 
 _REST_BETWEEN_RATES_S = 2.0
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _loop(model: Prepared, admission: str) -> dict[str, Any]:
     """The decode loop with the settings that the server has."""
-    rows = ServeConfig().max_rows
+    rows = ServeConfig().rows_on(Target.CPU)
     return {"system": "ours", "path": model.bundle, "cores": cpu_count(), "max_rows": rows, "admission": admission}
 
 

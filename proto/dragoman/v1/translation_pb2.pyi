@@ -604,6 +604,7 @@ class Model(_message.Message):
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     PARAMETER_COUNT_FIELD_NUMBER: _builtins.int
     LICENSE_NOTE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, [a-z0-9][a-z0-9._-]*, as the manifest gives it; also its grpc.health.v1 service name."""
     bundle_digest: _builtins.str
@@ -620,6 +621,8 @@ class Model(_message.Message):
     """Weights, shared ones counted once."""
     license_note: _builtins.str
     """Licence note of the model and of the data it was trained on."""
+    detail: _builtins.str
+    """What else there is to know, for people, for example that its TensorRT engines are being built. Empty: nothing."""
     @_builtins.property
     def source_language_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """BCP-47 codes; any source goes with any target."""
@@ -656,10 +659,11 @@ class Model(_message.Message):
         architecture: _builtins.str = ...,
         parameter_count: _builtins.int = ...,
         license_note: _builtins.str = ...,
+        detail: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "default_decoding_config", b"default_decoding_config", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "bundle_digest", b"bundle_digest", "certificate", b"certificate", "default_decoding_config", b"default_decoding_config", "license_note", b"license_note", "limits", b"limits", "name", b"name", "parameter_count", b"parameter_count", "precision", b"precision", "runner", b"runner", "source_language_codes", b"source_language_codes", "state", b"state", "target_language_codes", b"target_language_codes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "bundle_digest", b"bundle_digest", "certificate", b"certificate", "default_decoding_config", b"default_decoding_config", "detail", b"detail", "license_note", b"license_note", "limits", b"limits", "name", b"name", "parameter_count", b"parameter_count", "precision", b"precision", "runner", b"runner", "source_language_codes", b"source_language_codes", "state", b"state", "target_language_codes", b"target_language_codes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
