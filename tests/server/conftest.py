@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.server.bundles import copy_demo
 from tests.server.commands import DRAGOMAN, pipe
 from tests.server.loaded import Load, Loaded
 from tests.server.running import RunningServer, make_tokenizer
+from tests.server.stand_in_gpu import copy_for_gpu
 
 
 @pytest.fixture(scope="session")
@@ -71,12 +73,51 @@ def models(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def load(models: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Load]:
+    with _loads(models, caplog) as load_all:
+        yield load_all
+
+
+@contextmanager
+def _loads(models: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Load]:
     done: list[Loaded] = []
 
     def load_all(**settings: Any) -> Loaded:
         done.append(Loaded(models, caplog, **settings))
         return done[-1]
 
-    yield load_all
-    for loaded in done:
-        loaded.close()
+    try:
+        yield load_all
+    finally:
+        for loaded in done:
+            loaded.close()
+
+
+@pytest.fixture
+def gpu_models(tmp_path: Path) -> Path:
+    """A directory with one bundle that has graphs for a GPU too."""
+    copy_for_gpu(tmp_path / "models", "good")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def load_gpu(gpu_models: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Load]:
+    with _loads(gpu_models, caplog) as load_all:
+        yield load_all
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """Where engines are kept."""
+    return tmp_path / "engines"
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """Where builds are told how to end."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO)
+    return caplog
