@@ -60,6 +60,8 @@ class StandInGpu:
     Attributes:
         opened: every runner that was opened, the CPU's not counted.
         asked: every target it was asked about.
+        orders: how builds are to end, by the model's name; one that is not named waits to be told.
+        max_rows_of_engines: that engines are built for, whatever was asked; None: as was asked.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class StandInGpu:
         """A pipe at ``gate`` tells a build how to end; see ``order``."""
         self.opened: list[OrtCpuRunner] = []
         self.asked: list[Target] = []
+        self.orders: dict[str, str] = {}
         self.max_rows_of_engines: int | None = None
         self._gate = gate
         self._there = there
@@ -117,7 +120,9 @@ class StandInGpu:
         return runners
 
     def build_command(self, bundle: Bundle, cache: Path, *, max_rows: int) -> list[str]:
-        return [sys.executable, "-c", _BUILD, str(self._gate), str(_folder(bundle, cache, max_rows))]
+        order = self.orders.get(bundle.manifest.name)
+        places = (str(self._gate), str(_folder(bundle, cache, max_rows)))
+        return [sys.executable, "-c", _BUILD, *places, *([order] if order else [])]
 
 
 def _folder(bundle: Bundle, cache: Path, max_rows: int) -> Path:
@@ -163,7 +168,7 @@ class Hold:
         self._released.set()
 
 
-def assert_closed(runner: OrtCpuRunner) -> None:
+def assert_closed(runner: Runner) -> None:
     with pytest.raises(RunnerError, match="closed"):
         runner.argmax()
 

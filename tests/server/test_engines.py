@@ -297,9 +297,8 @@ def test_one_models_failure_leaves_the_next_its_engines(
     copy_for_gpu(gpu_models, "other")
     gpu = StandInGpu(gate, runs=[Target.TENSORRT])
     loaded = load_gpu(gpu=gpu, engine_cache=cache)
+    gpu.orders = {"good": "fail", "other": "build"}
     loaded.engine_work.start()
-    gpu.order("fail")
-    gpu.order("build")
     loaded.engine_work.join()
     assert {model.name: model.engines for model in loaded.registry.all()} == {
         "good": EngineState.FAILED,

@@ -22,12 +22,6 @@ def verify(path: Path, target: Target, gpu: StandInGpu, monkeypatch: pytest.Monk
     return main(["verify", str(path), "--target", target.value, *flags])
 
 
-def order_at_once(gpu: StandInGpu, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let builds end like this without waiting for anybody."""
-    command = gpu.build_command
-    monkeypatch.setattr(gpu, "build_command", lambda *places, **sizes: [*command(*places, **sizes), order])
-
-
 def source_of(gpu: StandInGpu, cache: Path, **settings: Any) -> RunnerSource:
     return RunnerSource(ServeConfig(engine_cache=cache, threads=1, max_rows=8, **settings), gpu=gpu)
 
@@ -193,7 +187,7 @@ def test_verify_builds_engines_that_are_not_there(
     gpu_models: Path, cache: Path, gate: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, gpu = gpu_models / "good", StandInGpu(gate)
-    order_at_once(gpu, "build", monkeypatch)
+    gpu.orders = {"good": "build"}
     assert verify(path, Target.TENSORRT, gpu, monkeypatch, "--engine-cache", str(cache)) == 0
     printed = capsys.readouterr()
     assert "runner  tensorrt, fp16, on a stand-in GPU" in printed.out
@@ -211,7 +205,7 @@ def test_verify_says_why_there_are_no_engines(
     gpu_models: Path, cache: Path, gate: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, gpu = gpu_models / "good", StandInGpu(gate)
-    order_at_once(gpu, "fail", monkeypatch)
+    gpu.orders = {"good": "fail"}
     assert verify(path, Target.TENSORRT, gpu, monkeypatch, "--engine-cache", str(cache)) == 1
     *_, last = capsys.readouterr().err.splitlines()
     assert last == f"dragoman verify: {path}: engines: step.onnx: got Attention with lengths, wanted a mask"
