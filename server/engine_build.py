@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-_NICENESS = 10
-"""Whoever serves goes first."""
+_NICER = 10
+_LEAST_PRIORITY = 19
 
 
 class EngineBuildError(RuntimeError):
@@ -47,8 +47,10 @@ class EngineBuild:
         except OSError as error:
             raise EngineBuildError(f"{command[0]}: {error.strerror}") from error
         self._on_line = on_line
+        # Whoever serves goes first.
+        niceness = min(_LEAST_PRIORITY, os.getpriority(os.PRIO_PROCESS, 0) + _NICER)
         with suppress(OSError):
-            os.setpriority(os.PRIO_PGRP, self._process.pid, _NICENESS)
+            os.setpriority(os.PRIO_PGRP, self._process.pid, niceness)
 
     def wait(self) -> Path:
         """Wait for its end; returns the engines' folder.

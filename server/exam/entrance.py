@@ -96,5 +96,6 @@ def sit_whole_exam(bundle: Bundle, runner: Runner, target: Target) -> Exam:
         raise NotServableError(f"{bundle.path}: exam on {runner.name} {runner.precision}: {error}") from error
     if not exam.passed:
         reasons = "; ".join(exam.missed)
-        raise NotServableError(f"{bundle.path}: exam on {runner.name} {runner.precision} failed: {reasons}")
+        hint = f"`dragoman verify --target {target.value}` tells more"
+        raise NotServableError(f"{bundle.path}: exam on {runner.name} {runner.precision} failed: {reasons}; {hint}")
     return exam

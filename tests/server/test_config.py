@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.config import SETTINGS, Address, ConfigError, ServeConfig, add_arguments, parse_address, read_config
+from server.config import SETTINGS, Address, ConfigError, ServeConfig, Target, add_arguments, parse_address, read_config
 from server.decoding.waiting import Order
 
 
@@ -59,6 +59,34 @@ def test_a_shortlist_is_asked_for_by_flag_variable_or_file(tmp_path: Path) -> No
     assert not config_of("--config", str(file), environ={"DRAGOMAN_SHORTLIST": "no"}).shortlist
 
 
+def test_target_and_engine_cache_by_flag_variable_and_file(tmp_path: Path) -> None:
+    file = tmp_path / "dragoman.toml"
+    file.write_text('target = "cuda"\nengine-cache = "/var/engines"\n')
+    assert (config_of().target, config_of().engine_cache) == (Target.AUTO, None)
+    from_file = config_of("--config", str(file))
+    assert (from_file.target, from_file.engine_cache) == (Target.CUDA, Path("/var/engines"))
+    environ = {"DRAGOMAN_TARGET": "tensorrt", "DRAGOMAN_ENGINE_CACHE": "/tmp/engines"}
+    from_variables = config_of("--config", str(file), environ=environ)
+    assert (from_variables.target, from_variables.engine_cache) == (Target.TENSORRT, Path("/tmp/engines"))
+    assert config_of("--target", "cpu", environ=environ).target is Target.CPU
+
+
+@pytest.mark.parametrize(
+    ("target", "rows", "workers"), [(Target.CPU, 96, 3), (Target.CUDA, 128, 1), (Target.TENSORRT, 128, 1)]
+)
+def test_rows_and_workers_by_target(target: Target, rows: int, workers: int) -> None:
+    config = ServeConfig(threads=3)
+    assert (config.rows_on(target), config.workers_on(target)) == (rows, workers)
+    given = ServeConfig(threads=3, max_rows=40, workers=2)
+    assert (given.rows_on(target), given.workers_on(target)) == (40, 2)
+
+
+def test_a_shortlist_is_for_the_cpu() -> None:
+    with pytest.raises(ConfigError, match="--shortlist: got it with --target tensorrt, wanted it with --target cpu"):
+        config_of("--shortlist", "--target", "tensorrt")
+    assert config_of("--shortlist", "--target", "auto").shortlist
+
+
 def test_variables_that_kubernetes_sets_are_left_alone() -> None:
     assert (
         config_of(environ={"DRAGOMAN_PORT": "tcp://10.0.0.1:50051", "DRAGOMAN_SERVICE_HOST": "10.0.0.1"})
@@ -85,6 +113,9 @@ def test_variables_that_kubernetes_sets_are_left_alone() -> None:
         (["--workers", "1025"], {}, "--workers: got '1025', wanted a whole number from 0 to 1024"),
         (["--workers", "all"], {}, "--workers: got 'all'"),
         (["--workers", ""], {}, "--workers: got ''"),
+        (["--target", "gpu"], {}, "--target: got 'gpu', wanted one of auto, tensorrt, cuda, cpu"),
+        ([], {"DRAGOMAN_TARGET": "TensorRT"}, "DRAGOMAN_TARGET: got 'TensorRT', wanted one of auto"),
+        (["--engine-cache", ""], {}, "--engine-cache: got '', wanted a path"),
         (["--admission", "shortest"], {}, "--admission: got 'shortest', wanted fair or longest-first"),
         (["--admission", "longest_first"], {}, "--admission: got 'longest_first', wanted fair or longest-first"),
         (["--admission", ""], {}, "--admission: got ''"),
