@@ -72,6 +72,8 @@ class EngineWork:
 
     def _run(self) -> None:
         for model, bundle in self._waiting:
+            if self._stopping:
+                return
             try:
                 self._work_for(model, bundle)
             except Exception as error:
@@ -100,8 +102,8 @@ class EngineWork:
         runner, seconds = f"{backend.runner.name} {backend.runner.precision}", round(time.monotonic() - started_at, 3)
         log.event(_log, "engines serve", model=model.name, runner=runner, seconds=seconds)
         before.decode_loop.close(timeout_s=None)
-        before.close_runners()
         model.retiring = None
+        before.close_runners()
 
     def _build_engines(self, bundle: Bundle) -> Path:
         name = bundle.manifest.name

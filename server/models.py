@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import threading
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
@@ -120,6 +121,8 @@ class Backend:
     decode_loop: DecodeLoop
     limits: Limits
     exam: Exam | None = None
+    _closing: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _closed: bool = field(default=False, init=False)
 
     @property
     def runner(self) -> Runner:
@@ -132,9 +135,12 @@ class Backend:
         return sum(runner.limits.cache_bytes for runner in self.runners)
 
     def close_runners(self) -> None:
-        """Free what executes the graphs; nothing may be decoded any more."""
-        for runner in self.runners:
-            runner.close()
+        """Free what executes the graphs, once; nothing may be decoded any more. Safe from any thread."""
+        with self._closing:
+            closed, self._closed = self._closed, True
+        if not closed:
+            for runner in self.runners:
+                runner.close()
 
 
 @dataclass(eq=False, kw_only=True)

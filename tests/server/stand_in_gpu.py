@@ -1,6 +1,7 @@
 """A GPU for tests: its runners are the CPU's under other names, and its engines are built when a test says so.
 
-Run as a module it is ``dragoman`` on a machine with such a GPU.
+Run as a module it is ``dragoman`` on a machine with such a GPU: ``STAND_IN_GATE`` is the gate of its builds,
+``STAND_IN_RUNS`` the targets that can run.
 """
 
 from __future__ import annotations
@@ -189,5 +190,6 @@ def is_running(process: int) -> bool:
 if __name__ == "__main__":
     from server.cli import main
 
-    server.runners.THIS_GPU = StandInGpu(Path(os.environ["STAND_IN_GATE"]))
+    runs = [Target(name) for name in os.environ["STAND_IN_RUNS"].split()]
+    server.runners.THIS_GPU = StandInGpu(Path(os.environ["STAND_IN_GATE"]), runs=runs)
     sys.exit(main())

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import pytest
 
 from dragoman.v1 import translation_pb2 as pb
@@ -18,7 +19,7 @@ from server.models import Backend, ServedModel
 from server.service.health import LONGEST_ROUND_S
 from tests.decoding.desk import make_job
 from tests.decoding.fake_runner import END, PAD, START, FakeRunner, copying_rule
-from tests.server.running import PATIENCE_S, TEXTS, Gate, RunningServer, gate_of, heard
+from tests.server.running import PATIENCE_S, TEXTS, Gate, RunningServer, code_of, gate_of, heard, reason_of
 
 REQUEST = pb.TranslateTextRequest(contents=TEXTS)
 
@@ -132,6 +133,20 @@ def test_a_server_that_leaves_answers_both_sides(
     assert sorted(closed) == ["fake", "other"]
     with pytest.raises(LoopClosed):
         before.decode_loop.submit([make_job([5]).sequence])
+
+
+def test_a_server_that_may_not_wait_gives_up_both_sides(
+    server: RunningServer, model: ServedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.decoding.loop._JOIN_TIMEOUT_S", 0.0)
+    gate = gate_of(model)
+    call = begin(server, model)
+    model.change_to(make_backend(server, model))
+    assert not server.begin_shut_down(grace_s=0.0).result(PATIENCE_S)
+    with pytest.raises(grpc.RpcError) as raised:
+        call.result()
+    assert (code_of(raised.value), reason_of(raised.value)) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+    gate.open()
 
 
 async def drained(server: RunningServer) -> None:

@@ -342,7 +342,7 @@ def test_sigterm_during_a_build(gpu_models: Path, cache: Path, gate: Path) -> No
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.server.stand_in_gpu", "serve", *ANYWHERE, *flags],
         cwd=ROOT,
-        env={**ENVIRONMENT, "STAND_IN_GATE": str(gate)},
+        env={**ENVIRONMENT, "STAND_IN_GATE": str(gate), "STAND_IN_RUNS": "cuda tensorrt"},
         stderr=subprocess.PIPE,
     )
     try:

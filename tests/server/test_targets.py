@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ from export.bundle import CERTIFICATE_FILE, Bundle, BundleError, read_certificat
 from server.cli import main
 from server.config import ServeConfig, Target
 from server.runners import RunnerSource
+from tests.served import ENVIRONMENT, ROOT
+from tests.server.commands import ANYWHERE
 from tests.server.loaded import Load
+from tests.server.running import PATIENCE_S
 from tests.server.stand_in_gpu import ON_GPU, StandInGpu, WrongRunner, assert_closed, copy_for_gpu, events, put_engines
 
 
@@ -118,6 +123,22 @@ def test_a_target_that_was_asked_for_and_cannot_run_is_one_line(load_gpu: Load, 
     loaded = load_gpu(gpu=StandInGpu(gate, runs=()), target=target)
     assert loaded.error == f"--target {target.value}: {target.value} needs: pip install the-{target.value}-library"
     assert loaded.states == {}
+
+
+def test_the_server_ends_with_that_line(gpu_models: Path, gate: Path) -> None:
+    flags = ("--models", str(gpu_models), "--target", "tensorrt")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.server.stand_in_gpu", "serve", *ANYWHERE, *flags],
+        cwd=ROOT,
+        env={**ENVIRONMENT, "STAND_IN_GATE": str(gate), "STAND_IN_RUNS": "cuda"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    *_, last = done.stderr.splitlines()
+    assert last == "dragoman serve: --target tensorrt: tensorrt needs: pip install the-tensorrt-library"
 
 
 def test_cached_engines_serve_at_once(load_gpu: Load, gpu_models: Path, cache: Path, gate: Path) -> None:
