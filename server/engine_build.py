@@ -9,7 +9,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
 
 _NICER = 10
 _LEAST_PRIORITY = 19
@@ -26,8 +25,7 @@ class EngineBuild:
         """Start it.
 
         Args:
-            command: exits 0 and prints the engines' folder as its last line, or not 0, with a line of error that says
-                why.
+            command: exits 0, or not, with a last line of error that says why.
             on_line: called with each line it prints, on some thread, while somebody waits.
 
         Raises:
@@ -52,8 +50,8 @@ class EngineBuild:
         with suppress(OSError):
             os.setpriority(os.PRIO_PGRP, self._process.pid, niceness)
 
-    def wait(self) -> Path:
-        """Wait for its end; returns the engines' folder.
+    def wait(self) -> None:
+        """Wait for its end.
 
         Raises:
             EngineBuildError: it failed, or was killed.
@@ -61,22 +59,17 @@ class EngineBuild:
         process = self._process
         assert process.stdout is not None
         assert process.stderr is not None
-        printed: deque[str] = deque(maxlen=1)
         errors: deque[str] = deque(maxlen=1)
         listener = threading.Thread(target=self._listen, args=(process.stderr, errors), daemon=True)
         listener.start()
-        self._listen(process.stdout, printed)
+        self._listen(process.stdout, deque(maxlen=1))
         listener.join()
         code = process.wait()
         process.stdout.close()
         process.stderr.close()
         if code != 0:
             end = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            raise EngineBuildError(errors[0] if code > 0 and errors else f"the build ended with {end}")
-        folder = Path(printed[0]) if printed else None
-        if folder is None or not folder.is_dir():
-            raise EngineBuildError(f"the build's last line: got {printed[0] if printed else ''!r}, wanted a folder")
-        return folder
+            raise EngineBuildError(errors[0] if code > 0 and errors else f"the build ended: {end}")
 
     def _listen(self, lines: Iterable[str], last: deque[str]) -> None:
         for line in lines:

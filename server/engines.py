@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from dataclasses import fields
-from pathlib import Path
 
 from export.bundle import Bundle, BundleError
 from export.runners.gpu.device import DeviceUnavailableError
@@ -42,7 +41,7 @@ class EngineWork:
         self._waiting: list[tuple[ServedModel, Bundle]] = []
         # Guards the three below: once ``stop`` has returned, nothing is built or changed any more.
         self._lock = threading.Lock()
-        self._stopping = False
+        self._stopping = threading.Event()
         self._build: EngineBuild | None = None
         self._thread: threading.Thread | None = None
 
@@ -54,14 +53,14 @@ class EngineWork:
     def start(self) -> None:
         """Begin, where there is a model to work for."""
         with self._lock:
-            if self._waiting and not self._stopping:
+            if self._waiting and not self._stopping.is_set():
                 self._thread = threading.Thread(target=self._run, name=ENGINES_THREAD, daemon=True)
                 self._thread.start()
 
     def stop(self) -> None:
         """End a build that is under way; what serves stays as it is from now on. Safe from any thread."""
         with self._lock:
-            self._stopping = True
+            self._stopping.set()
             if self._build is not None:
                 self._build.kill()
 
@@ -72,12 +71,12 @@ class EngineWork:
 
     def _run(self) -> None:
         for model, bundle in self._waiting:
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             try:
                 self._work_for(model, bundle)
             except Exception as error:
-                if self._stopping:
+                if self._stopping.is_set():
                     return
                 model.engines = EngineState.FAILED
                 _log_failure(bundle, error)
@@ -87,7 +86,10 @@ class EngineWork:
         started_at = time.monotonic()
         source = self._opener.source
         # They may be there and have been passed over when the server started: then the log is told why once more.
-        engines = source.find_engines(bundle) or self._build_engines(bundle)
+        engines = source.find_engines(bundle)
+        if engines is None:
+            self._build_engines(bundle)
+            engines = source.built_engines(bundle)
         model.engines = EngineState.VERIFYING
         log.event(_log, "engines sit their exam", model=model.name, engines=str(engines))
         backend = self._opener.open_backend(bundle, Choice(Target.TENSORRT, engines))
@@ -105,7 +107,7 @@ class EngineWork:
         model.retiring = None
         before.close_runners()
 
-    def _build_engines(self, bundle: Bundle) -> Path:
+    def _build_engines(self, bundle: Bundle) -> None:
         name = bundle.manifest.name
         command = self._opener.source.build_command(bundle)
         log.event(_log, "engines are being built", model=name, command=command)
@@ -114,11 +116,11 @@ class EngineWork:
             log.event(_log, "engine build", model=name, line=line)
 
         with self._lock:
-            if self._stopping:
+            if self._stopping.is_set():
                 raise _Stopped
             self._build = EngineBuild(command, on_line=on_line)
         try:
-            return self._build.wait()
+            self._build.wait()
         finally:
             with self._lock:
                 self._build = None
@@ -126,7 +128,7 @@ class EngineWork:
     def _change(self, model: ServedModel, backend: Backend) -> Backend:
         """Put ``backend`` in the place of what executes ``model``; returns the one before."""
         with self._lock:
-            if self._stopping:
+            if self._stopping.is_set():
                 raise _Stopped
             backend.decode_loop.start()
             before = model.change_to(backend)

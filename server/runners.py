@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from export.bundle import Bundle, BundleError
 from export.runners.gpu.device import DeviceUnavailableError
@@ -14,6 +14,9 @@ from export.runners.ort_cpu import OrtCpuRunner
 from export.runners.protocol import Runner
 from server import log
 from server.config import ServeConfig, Target
+
+if TYPE_CHECKING:
+    from export.runners.gpu.engine_keys import EngineKey
 
 _log = logging.getLogger(__name__)
 
@@ -42,12 +45,12 @@ class Gpu(Protocol):
     def check(self, target: Target) -> None:
         """Raise DeviceUnavailableError, one line that says what to install, where ``target`` cannot run here."""
 
-    def find_engines(self, bundle: Bundle, cache: Path | None, *, max_rows: int) -> Path | None:
-        """The folder of engines, in the bundle or in ``cache``, that fit bundle, machine and rows; None: there is none.
+    def find_engines(self, bundle: Bundle, cache: Path | None, *, max_rows: int, max_candidates: int) -> Path | None:
+        """A folder of engines, in the bundle or ``cache``, that fit bundle, machine and sizes; None: there are none.
 
         Raises:
             DeviceUnavailableError: a library or driver is missing.
-            BundleError: something that cannot be read is there.
+            BundleError: the bundle was not exported for TensorRT.
         """
 
     def open_runners(
@@ -61,8 +64,12 @@ class Gpu(Protocol):
             RunnerError: the device refused, for example for want of memory.
         """
 
-    def build_command(self, bundle: Bundle, cache: Path, *, max_rows: int) -> list[str]:
-        """What builds engines of ``bundle``: exits 0 and prints their folder as its last line, or 1 and says why."""
+    def build_command(self, bundle: Bundle, cache: Path, *, max_rows: int, max_candidates: int) -> list[str]:
+        """What builds engines of ``bundle`` into ``cache``: exits 0, or not, with a last line of error that says why.
+
+        Raises:
+            DeviceUnavailableError, BundleError: as of ``find_engines``.
+        """
 
 
 class NvidiaGpu:
@@ -76,13 +83,15 @@ class NvidiaGpu:
         """See Gpu."""
         from export.runners.gpu.opening import check_target  # noqa: PLC0415
 
-        check_target(target.value)
+        check_target("cuda" if target is Target.CUDA else "tensorrt")
 
-    def find_engines(self, bundle: Bundle, cache: Path | None, *, max_rows: int) -> Path | None:
+    def find_engines(self, bundle: Bundle, cache: Path | None, *, max_rows: int, max_candidates: int) -> Path | None:
         """See Gpu."""
         from export.runners.gpu.engine_files import find_engines  # noqa: PLC0415
 
-        return find_engines(bundle, cache, max_rows=max_rows)
+        wanted = _engine_key(bundle, max_rows=max_rows, max_candidates=max_candidates)
+        found = find_engines(bundle, wanted, cache=cache)
+        return None if found is None else found.path
 
     def open_runners(
         self, bundle: Bundle, choice: Choice, *, workers: int, max_rows: int, max_candidates: int
@@ -90,13 +99,28 @@ class NvidiaGpu:
         """See Gpu."""
         from export.runners.gpu.opening import open_gpu_runners  # noqa: PLC0415
 
-        sizes = {"workers": workers, "max_rows": max_rows, "max_candidates": max_candidates}
-        return open_gpu_runners(bundle, target=choice.target.value, engines=choice.engines, **sizes)
+        return open_gpu_runners(
+            bundle,
+            target="cuda" if choice.target is Target.CUDA else "tensorrt",
+            engines=choice.engines,
+            workers=workers,
+            max_rows=max_rows,
+            max_candidates=max_candidates,
+        )
 
-    def build_command(self, bundle: Bundle, cache: Path, *, max_rows: int) -> list[str]:
+    def build_command(self, bundle: Bundle, cache: Path, *, max_rows: int, max_candidates: int) -> list[str]:
         """See Gpu."""
-        places = [str(bundle.path), "--cache", str(cache), "--max-rows", str(max_rows)]
-        return [sys.executable, "-m", "export.engines", *places]
+        key = _engine_key(bundle, max_rows=max_rows, max_candidates=max_candidates)
+        places = (str(bundle.path), "--out", str(cache / key.folder_name))
+        sizes = ("--max-rows", str(max_rows), "--max-candidates", str(max_candidates))
+        return [sys.executable, "-m", "export.engines", *places, *sizes]
+
+
+def _engine_key(bundle: Bundle, *, max_rows: int, max_candidates: int) -> EngineKey:
+    from export.runners.gpu.engine_keys import EngineKey  # noqa: PLC0415
+    from export.runners.tensorrt_library import find_library  # noqa: PLC0415
+
+    return EngineKey.of(bundle, find_library(), max_rows=max_rows, max_candidates=max_candidates)
 
 
 THIS_GPU: Gpu = NvidiaGpu()
@@ -176,19 +200,35 @@ class RunnerSource:
 
         Raises:
             DeviceUnavailableError: a library or driver is missing.
-            BundleError: something that cannot be read is there.
         """
-        return self._gpu.find_engines(bundle, self._cache, max_rows=self._config.rows_on(Target.TENSORRT))
+        return self._gpu.find_engines(bundle, self._cache, **self._engine_sizes)
 
-    def build_command(self, bundle: Bundle) -> list[str]:
-        """What builds the engines of ``bundle`` into the cache, as ``Gpu.build_command`` says it.
+    def built_engines(self, bundle: Bundle) -> Path:
+        """The folder of the engines that have just been built.
 
         Raises:
+            DeviceUnavailableError: a library or driver is missing.
+            BundleError: there are none.
+        """
+        engines = self.find_engines(bundle)
+        if engines is None:
+            raise BundleError(f"{bundle.path}: engines: got none that fit from the build, wanted them in {self._cache}")
+        return engines
+
+    def build_command(self, bundle: Bundle) -> list[str]:
+        """What builds the engines of ``bundle`` into the cache, where ``find_engines`` then finds them.
+
+        Raises:
+            DeviceUnavailableError: a library or driver is missing.
             BundleError: there is no place for them.
         """
         if self._cache is None:
             raise BundleError(f"{bundle.path}: got no place for engines, wanted one: --engine-cache DIR")
-        return self._gpu.build_command(bundle, self._cache, max_rows=self._config.rows_on(Target.TENSORRT))
+        return self._gpu.build_command(bundle, self._cache, **self._engine_sizes)
+
+    @property
+    def _engine_sizes(self) -> dict[str, int]:
+        return {"max_rows": self._config.rows_on(Target.TENSORRT), "max_candidates": self._max_candidates}
 
     @property
     def _cache(self) -> Path | None:

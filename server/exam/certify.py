@@ -122,14 +122,17 @@ def open_runner(bundle: Bundle, request: Request) -> Runner:
     source.check()
     engines = None
     if target is Target.TENSORRT:
-        engines = source.find_engines(bundle) or _build_engines(bundle, source)
+        engines = source.find_engines(bundle)
+        if engines is None:
+            _build_engines(bundle, source)
+            engines = source.built_engines(bundle)
     return source.open(bundle, Choice(target, engines))[0]
 
 
-def _build_engines(bundle: Bundle, source: RunnerSource) -> Path:
+def _build_engines(bundle: Bundle, source: RunnerSource) -> None:
     build = EngineBuild(source.build_command(bundle), on_line=lambda line: print(line, file=sys.stderr))
     try:
-        return build.wait()
+        build.wait()
     except EngineBuildError as error:
         raise BundleError(f"{bundle.path}: engines: {error}") from error
     finally:

@@ -44,7 +44,7 @@ if order == "lie":
 if order == "crash":
     os.abort()
 pathlib.Path(folder).mkdir(parents=True)
-print(folder)
+print("built into", folder)
 """
 
 
@@ -99,7 +99,7 @@ class StandInGpu:
         if target not in self._runs:
             raise DeviceUnavailableError(f"{target.value} needs: pip install the-{target.value}-library")
 
-    def find_engines(self, bundle: Bundle, cache: Path | None, *, max_rows: int) -> Path | None:
+    def find_engines(self, bundle: Bundle, cache: Path | None, *, max_rows: int, max_candidates: int) -> Path | None:
         assert cache is not None
         folder = _folder(bundle, cache, max_rows)
         return folder if folder.is_dir() else None
@@ -120,7 +120,7 @@ class StandInGpu:
         self.opened += runners
         return runners
 
-    def build_command(self, bundle: Bundle, cache: Path, *, max_rows: int) -> list[str]:
+    def build_command(self, bundle: Bundle, cache: Path, *, max_rows: int, max_candidates: int) -> list[str]:
         order = self.orders.get(bundle.manifest.name)
         places = (str(self._gate), str(_folder(bundle, cache, max_rows)))
         return [sys.executable, "-c", _BUILD, *places, *([order] if order else [])]

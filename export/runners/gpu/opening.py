@@ -15,6 +15,25 @@ from export.runners.gpu.runner import GpuRunner
 GpuTarget = Literal["cuda", "tensorrt"]
 
 
+def check_target(target: GpuTarget) -> None:
+    """Hold that there are a GPU and the libraries that ``target`` needs, as far as it shows without loading graphs.
+
+    Raises:
+        DeviceUnavailableError: something is missing; one line says what to install.
+    """
+    from export.runners.gpu.cuda import find_gpu  # noqa: PLC0415 - reports a missing library when it is called
+
+    find_gpu()
+    if target == "cuda":
+        from export.runners.gpu.ort import check_build  # noqa: PLC0415 - not where engines run
+
+        check_build()
+    else:
+        from export.runners.tensorrt_library import find_library  # noqa: PLC0415 - not where ONNX Runtime runs
+
+        find_library()
+
+
 def open_gpu_runners(
     bundle: Bundle,
     *,

@@ -102,17 +102,26 @@ class _OrtCall:
             raise RunnerError(first_line(error)) from error
 
 
+def check_build() -> None:
+    """Hold that this ONNX Runtime is built for CUDA.
+
+    Raises:
+        DeviceUnavailableError: it is not; one line says what to install.
+    """
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise DeviceUnavailableError(
+            "onnxruntime: got the build for CPUs, wanted the one for CUDA: "
+            "`make install-gpu`, or pip uninstall onnxruntime and pip install onnxruntime-gpu"
+        )
+
+
 def _open(path: str, *, device_type: str, stream: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # a failure comes as an exception, once
     options.enable_mem_pattern = False  # keeps a plan and a block of memory for every shape that ever came
     providers: list[Any] = ["CPUExecutionProvider"]
     if device_type == "cuda":
-        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            raise DeviceUnavailableError(
-                "onnxruntime: got the build for CPUs, wanted the one for CUDA: "
-                "`make install-gpu`, or pip uninstall onnxruntime and pip install onnxruntime-gpu"
-            )
+        check_build()
         onnxruntime.preload_dlls()
         # fp32 means fp32: the products of tensor cores would keep ten bits of it.
         settings = {"device_id": 0, "user_compute_stream": str(stream), "use_tf32": 0}
