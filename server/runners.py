@@ -36,7 +36,7 @@ class Choice(NamedTuple):
     engines: Path | None = None
 
 
-class Gpu(Protocol):
+class GpuAccess(Protocol):
     """What this asks of a machine's GPU and its libraries; tests put a stand-in in its place."""
 
     def is_there(self) -> bool:
@@ -76,17 +76,17 @@ class NvidiaGpu:
     """The GPU of this machine. Nothing of it is imported before a bundle has graphs for it."""
 
     def is_there(self) -> bool:
-        """See Gpu."""
+        """See GpuAccess."""
         return any(Path(device).exists() for device in _NVIDIA_DEVICES)
 
     def check(self, target: Target) -> None:
-        """See Gpu."""
+        """See GpuAccess."""
         from export.runners.gpu.opening import check_target  # noqa: PLC0415
 
         check_target("cuda" if target is Target.CUDA else "tensorrt")
 
     def find_engines(self, bundle: Bundle, cache: Path | None, *, max_rows: int, max_candidates: int) -> Path | None:
-        """See Gpu."""
+        """See GpuAccess."""
         from export.runners.gpu.engine_files import find_engines  # noqa: PLC0415
 
         wanted = _engine_key(bundle, max_rows=max_rows, max_candidates=max_candidates)
@@ -96,7 +96,7 @@ class NvidiaGpu:
     def open_runners(
         self, bundle: Bundle, choice: Choice, *, workers: int, max_rows: int, max_candidates: int
     ) -> tuple[Runner, ...]:
-        """See Gpu."""
+        """See GpuAccess."""
         from export.runners.gpu.opening import open_gpu_runners  # noqa: PLC0415
 
         return open_gpu_runners(
@@ -109,7 +109,7 @@ class NvidiaGpu:
         )
 
     def build_command(self, bundle: Bundle, cache: Path, *, max_rows: int, max_candidates: int) -> list[str]:
-        """See Gpu."""
+        """See GpuAccess."""
         key = _engine_key(bundle, max_rows=max_rows, max_candidates=max_candidates)
         places = (str(bundle.path), "--out", str(cache / key.folder_name))
         sizes = ("--max-rows", str(max_rows), "--max-candidates", str(max_candidates))
@@ -123,13 +123,13 @@ def _engine_key(bundle: Bundle, *, max_rows: int, max_candidates: int) -> Engine
     return EngineKey.of(bundle, find_library(), max_rows=max_rows, max_candidates=max_candidates)
 
 
-THIS_GPU: Gpu = NvidiaGpu()
+THIS_GPU: GpuAccess = NvidiaGpu()
 
 
 class RunnerSource:
     """Opens runners as the settings say, on what this machine has."""
 
-    def __init__(self, config: ServeConfig, *, max_candidates: int | None = None, gpu: Gpu | None = None) -> None:
+    def __init__(self, config: ServeConfig, *, max_candidates: int | None = None, gpu: GpuAccess | None = None) -> None:
         """Nothing is looked for yet.
 
         Args:

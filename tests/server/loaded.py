@@ -16,14 +16,14 @@ from server.loading import LoadError, load_models
 from server.metrics import Metrics
 from server.models import Registry, ServedModel
 from server.opening import Opener
-from server.runners import Gpu, RunnerSource
+from server.runners import GpuAccess, RunnerSource
 
 
 class Loaded:
     """What became of a directory of bundles."""
 
     def __init__(
-        self, models: Path, caplog: pytest.LogCaptureFixture, *, gpu: Gpu | None = None, **settings: Any
+        self, models: Path, caplog: pytest.LogCaptureFixture, *, gpu: GpuAccess | None = None, **settings: Any
     ) -> None:
         self.registry = Registry(loading=True)
         self.metrics = Metrics()

@@ -56,7 +56,7 @@ class WrongRunner(OrtCpuRunner):
 
 
 class StandInGpu:
-    """Implements ``server.runners.Gpu``.
+    """Implements ``server.runners.GpuAccess``.
 
     Attributes:
         opened: every runner that was opened, the CPU's not counted.
