@@ -129,16 +129,15 @@ THIS_GPU: GpuAccess = NvidiaGpu()
 class RunnerSource:
     """Opens runners as the settings say, on what this machine has."""
 
-    def __init__(self, config: ServeConfig, *, max_candidates: int | None = None, gpu: GpuAccess | None = None) -> None:
+    def __init__(self, config: ServeConfig, *, gpu: GpuAccess | None = None) -> None:
         """Nothing is looked for yet.
 
         Args:
             config: the settings; of them only what concerns runners.
-            max_candidates: largest ``k`` of a runner's ``top_k``; None: what the largest beam needs.
             gpu: None: this machine's.
         """
         self._config = config
-        self._max_candidates = max_candidates or 2 * config.max_beam_size
+        self._max_candidates = 2 * config.max_beam_size
         self._gpu = gpu or THIS_GPU
         self._runs_here: dict[Target, bool] = {}
 

@@ -202,6 +202,22 @@ def test_cuda_needs_a_certificate_of_its_own(
     assert loaded.states == {"good": "serving"}
     assert (loaded.model.runner.name, len(loaded.model.backend.runners)) == ("onnxruntime-cuda", 1)
     assert loaded.served_by == ["onnxruntime-cuda"]
+    assert loaded.engine_states == {"none": 1}
+
+
+def test_until_there_are_engines_cuda_serves_where_it_is_certified(
+    load_gpu: Load, gpu_models: Path, cache: Path, gate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = StandInGpu(gate)
+    gpu.orders = {"good": "build"}
+    assert verify(gpu_models / "good", Target.CUDA, gpu, monkeypatch) == 0
+    loaded = load_gpu(gpu=gpu, engine_cache=cache)
+    assert loaded.served_by == ["onnxruntime-cuda"]
+    assert loaded.engine_states == {"building": 1}
+    loaded.engine_work.start()
+    loaded.engine_work.join()
+    assert loaded.served_by == ["tensorrt"]
+    assert loaded.engine_states == {"serving": 1}
 
 
 def test_verify_builds_engines_that_are_not_there(
