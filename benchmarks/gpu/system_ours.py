@@ -21,9 +21,6 @@ from server.decoding.loop import DecodeLoop
 from server.decoding.sequence import Outcome, Result, SearchOptions
 from server.decoding.sequence import Sequence as Job
 
-ENCODE_TOKENS_PER_ROUND = 4096
-"""Source tokens that join in one round of the loop: a GPU encodes many at hardly more cost than few."""
-
 _MOST_SOURCES_OF_A_BATCH = 64
 _MAX_QUEUE = 4096
 _CLOSE_TIMEOUT_S = 10.0
@@ -71,7 +68,7 @@ class Ours:
             "precision": self.runner.precision,
             "max_rows": limits.max_rows,
             "cache_bytes": limits.cache_bytes,
-            "encode_tokens_per_round": ENCODE_TOKENS_PER_ROUND,
+            "encode_tokens_per_round": limits.encode_tokens,
         }
 
     def step_seconds(self, *, rows: int, beam_size: int, enough: Callable[[int], bool]) -> list[float]:
@@ -130,7 +127,6 @@ class Ours:
             eos_id=manifest.eos_id,
             pad_id=manifest.pad_id,
             max_queue=_MAX_QUEUE,
-            encode_tokens_per_round=ENCODE_TOKENS_PER_ROUND,
         )
         loop.start()
         try:

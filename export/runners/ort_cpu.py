@@ -17,6 +17,8 @@ from export.runners.processor import describe_processor
 from export.runners.protocol import Candidates, FloatArray, IntArray, RunnerError, RunnerLimits, ShapeError
 from export.runners.row_cache import RowCaches
 
+_ENCODE_TOKENS = 320  # about as long as a step of a full batch
+
 
 class OrtCpuRunner:
     """Executes a bundle's ``cpu`` graphs; implements ``export.runners.protocol.Runner``.
@@ -52,6 +54,7 @@ class OrtCpuRunner:
             max_output_tokens=manifest.max_output_tokens,
             max_candidates=self._vocabulary.max_candidates,
             cache_bytes=self._caches.cache_bytes,
+            encode_tokens=_ENCODE_TOKENS,
         )
         self._tokens = np.zeros(max_rows, np.int64)
         self._positions = np.zeros(max_rows, np.int64)

@@ -34,6 +34,7 @@ class RunnerLimits:
         max_output_tokens: most tokens of one output, end token not counted.
         max_candidates: largest ``k`` of ``top_k``.
         cache_bytes: address space of the caches; pages are used only as rows are written.
+        encode_tokens: source tokens that may well join between two steps, without stalling live rows for long.
     """
 
     max_rows: int
@@ -41,6 +42,7 @@ class RunnerLimits:
     max_output_tokens: int
     max_candidates: int
     cache_bytes: int
+    encode_tokens: int
 
 
 class Candidates(NamedTuple):

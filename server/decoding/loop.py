@@ -49,7 +49,7 @@ class DecodeLoop:
         crew: Crew | None = None,
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
-        encode_tokens_per_round: int = 320,
+        encode_tokens_per_round: int | None = None,
     ) -> None:
         """Make a loop that stands still until ``start``.
 
@@ -65,7 +65,7 @@ class DecodeLoop:
             observer: hears what happens; None: nobody.
             clock: seconds, monotonic; deadlines are moments on it.
             encode_tokens_per_round: most source tokens that join a worker in one round, so that newcomers do not stall
-                live rows. A longer source joins alone.
+                live rows; None: as the runners say. A longer source joins alone.
         """
         self._limits = runners[0].limits
         lock = threading.RLock()
@@ -83,7 +83,7 @@ class DecodeLoop:
             scheduler = Scheduler(
                 self._shared.queue,
                 max_rows=self._limits.max_rows,
-                encode_tokens_per_round=encode_tokens_per_round,
+                encode_tokens_per_round=encode_tokens_per_round or self._limits.encode_tokens,
                 start_id=start_id,
                 end_id=eos_id,
             )

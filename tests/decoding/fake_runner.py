@@ -95,6 +95,7 @@ class FakeRunner:
             max_output_tokens=64,
             max_candidates=32,
             cache_bytes=0,
+            encode_tokens=320,
         )
         self.calls = Calls()
         self.before_step: Callable[[], None] = lambda: None

@@ -105,6 +105,7 @@ class GpuRunner:
             max_output_tokens=manifest.max_output_tokens,
             max_candidates=sizes.candidates,
             cache_bytes=plans[room].parts["own caches"] + plans[room].parts["cross caches"],
+            encode_tokens=ENCODER_TOKENS,
         )
         self._head: Head = "greedy"  # the one that was asked for last, and will be next
         self._step: _Step | None = None
