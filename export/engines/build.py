@@ -96,6 +96,8 @@ def _build(library: TensorrtLibrary, path: Path, folder: Path, *, key: EngineKey
     config = builder.create_builder_config()
     if key.precision == "fp32":  # TF32 keeps no more digits than float16
         config.clear_flag(library.api.BuilderFlag.TF32)
+    if hasattr(library.api.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(library.api.BuilderFlag.REQUIRE_USER_ALLOCATION)  # else a run may allocate, which no graph can
     add_profiles(builder, config, network.definition, model, profiles)
     plan = memoryview(_serialise(library, builder, config, network))
     file = f"{graph}-{capacity}.plan" if capacity else f"{graph}.plan"

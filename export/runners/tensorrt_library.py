@@ -8,11 +8,13 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from export.runners.gpu.cuda import Gpu
 from export.runners.gpu.device import DeviceUnavailableError
 
 _log = logging.getLogger(__name__)
@@ -22,6 +24,9 @@ _MODULES: dict[LibraryName, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "ten
 _INSTALL = (
     "TensorRT: not installed; `pip install 'dragoman[tensorrt]'`, or 'dragoman[tensorrt-rtx]' for GeForce and RTX cards"
 )
+_NOT_BY_DEFAULT = {"SM75", "SM80"}
+"""Kinds that an engine runs on only where it was built for nothing else."""
+
 _NO_GPU = "got no GPU that it can use, wanted an NVIDIA GPU with its driver"
 
 
@@ -67,6 +72,22 @@ class TensorrtLibrary:
     def portable(self) -> bool:
         """Whether an engine runs on every GPU that the library knows: TensorRT-RTX compiles for the one it meets."""
         return self.name == "tensorrt-rtx"
+
+    def check_gpu(self, gpu: Gpu) -> None:
+        """Hold that engines run on ``gpu``: TensorRT-RTX compiles for some kinds alone, and finds out when it loads one.
+
+        Raises:
+            DeviceUnavailableError: they do not; one line says what to install.
+        """
+        if not self.portable:
+            return
+        known = {name for name in dir(self.api.ComputeCapability) if re.fullmatch(r"SM\d+", name)} - _NOT_BY_DEFAULT
+        if f"SM{gpu.capability.replace('.', '')}" not in known:
+            kinds = ", ".join(f"{number[:-1]}.{number[-1]}" for number in sorted(name[2:] for name in known))
+            raise DeviceUnavailableError(
+                f"{self}: got {gpu.name} of compute capability {gpu.capability}, wanted one of {kinds}; "
+                "for others `pip install 'dragoman[tensorrt]'`"
+            )
 
     @contextmanager
     def listening(self) -> Iterator[Messages]:
@@ -135,11 +156,11 @@ def _logger_class(api: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             """Pass one message on; the library calls this from threads of its own, too."""
+            worst = severity in (api.ILogger.INTERNAL_ERROR, api.ILogger.ERROR)
+            if not worst and severity != api.ILogger.WARNING:
+                return  # a build says a great deal more
             line = " ".join(str(message).split())
             for messages in tuple(self._listeners):
-                if severity in (api.ILogger.INTERNAL_ERROR, api.ILogger.ERROR):
-                    messages.errors.append(line)
-                elif severity == api.ILogger.WARNING:
-                    messages.warnings.append(line)
+                (messages.errors if worst else messages.warnings).append(line)
 
     return Logger

@@ -77,16 +77,15 @@ class FakeStream:
     def copy_block(self, to: Block, origin: Block, *, line: int, lines: int, planes: int) -> None:
         assert line > 0
         assert line <= min(to.line_bytes, origin.line_bytes), "a line is longer than its place"
-        assert lines <= min(to.lines, origin.lines), "a plane is longer than its place"
         for block in (to, origin):
-            last = ((planes - 1) * block.lines + lines - 1) * block.line_bytes
-            self._device.check(block.address, last + line)
+            assert block.first + lines <= block.lines, "a plane is longer than its place"
+            self._device.check(block.address, planes * block.lines * block.line_bytes)
 
         def run() -> None:
             for plane in range(planes):
                 for number in range(lines):
-                    target = to.address + (plane * to.lines + number) * to.line_bytes
-                    source = origin.address + (plane * origin.lines + number) * origin.line_bytes
+                    target = to.address + (plane * to.lines + to.first + number) * to.line_bytes
+                    source = origin.address + (plane * origin.lines + origin.first + number) * origin.line_bytes
                     _copy(target, source, line)
 
         self.push(run)
@@ -101,6 +100,9 @@ class FakeStream:
         self.push(event.run)
 
     def capture(self, enqueue: Callable[[], None]) -> FakeCaptured:
+        self._device.captures_tried += 1
+        if self._device.refuses_capture:
+            raise RunnerError("scripted refusal")
         self._capturing = []
         try:
             enqueue()
@@ -154,6 +156,8 @@ class FakeDevice:
     def __init__(self, schedule: Schedule = "late", *, seed: int = 0, total_bytes: int = 1 << 30) -> None:
         self.schedule = schedule
         self.captured: list[FakeCaptured] = []
+        self.captures_tried = 0
+        self.refuses_capture = False
         self.launches = 0
         self.closed = False
         self.allocated: dict[int, tuple[int, Any]] = {}
@@ -244,6 +248,7 @@ class FakeGraphs:
         return FakeCall(self, graph, self.graphs.bind(graph, tensors, scratch=scratch))
 
     def close(self) -> None:
+        assert not any(stream.waiting for stream in self.device.streams.values()), "graphs are freed while they run"
         self.closed = True
         self.graphs.close()
 

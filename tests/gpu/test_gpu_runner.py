@@ -257,6 +257,32 @@ def test_a_runtime_that_cannot_be_captured_is_enqueued_each_time(bundle: Bundle,
     runner.close()
 
 
+def test_what_cannot_be_captured_is_enqueued_and_not_tried_again(
+    bundle: Bundle, cpu: OrtCpuRunner, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = FakeDevice("uneven", seed=4)
+    device.refuses_capture = True
+    runner, graphs = open_fake(bundle, device=device)
+    jobs, wanted = make_jobs(9), make_jobs(9)
+    decode(runner, jobs, rounds_between=1)
+    decode(cpu, wanted, rounds_between=1)
+    assert answers(jobs) == answers(wanted)
+    assert device.captured == []
+    assert 0 < device.captures_tried < graphs.runs.count("step"), "once for each size and layout"
+    assert "cannot be captured: scripted refusal" in caplog.text
+    runner.close()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_closing_waits_for_the_step_that_was_begun_ahead(bundle: Bundle, schedule: Schedule) -> None:
+    runner, graphs = open_fake(bundle, schedule=schedule)
+    tokens = begin(runner, 3)
+    for position in (1, 2, 3):
+        tokens = go_on(runner, tokens, position)
+    runner.close()  # what is freed while it runs fails the stand-in's own check
+    assert graphs.runs.count("step") == 5, "the first, three more, and one that nobody asked for"
+
+
 def test_half_precision_gives_nearly_the_same(model: Transformer, cpu: OrtCpuRunner, tmp_path: Path) -> None:
     bundle = export_for_gpu(model, tmp_path / "half", precision="fp16")
     assert bundle.manifest.graphs == {"cpu": "ort-fp32", "cuda": "standard-fp16", "tensorrt": "standard-fp16"}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from export.runners import tensorrt_library
+from export.runners.gpu.cuda import Gpu
 from export.runners.gpu.device import DeviceUnavailableError
 from export.runners.tensorrt_library import TensorrtLibrary, find_library
 
@@ -55,6 +56,23 @@ def test_tensorrt_comes_before_tensorrt_rtx_and_either_will_do(monkeypatch: pyte
     rtx = find_library("tensorrt-rtx")
     assert (rtx.name, rtx.portable) == ("tensorrt-rtx", True)
     assert find_library("tensorrt-rtx") is rtx, "the library keeps the first logger that it is given"
+
+
+@pytest.mark.parametrize(("capability", "runs"), [("8.6", True), ("12.0", True), ("9.0", False), ("8.0", False)])
+def test_tensorrt_rtx_says_at_once_for_which_gpus_it_compiles(
+    capability: str, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rtx = Api()
+    rtx.ComputeCapability = SimpleNamespace(NONE=0, CURRENT=1, SM80=2, SM86=3, SM89=4, SM120=5)  # type: ignore[attr-defined]
+    install(monkeypatch, full=Api(), rtx=rtx)
+    gpu = Gpu("NVIDIA X", capability, "580")
+    find_library("tensorrt").check_gpu(gpu)
+    if runs:
+        find_library("tensorrt-rtx").check_gpu(gpu)
+    else:
+        wanted = rf"got NVIDIA X of compute capability {capability}, wanted one of 12.0, 8.6, 8.9; for others `pip"
+        with pytest.raises(DeviceUnavailableError, match=wanted):
+            find_library("tensorrt-rtx").check_gpu(gpu)
 
 
 def test_the_one_that_is_there_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

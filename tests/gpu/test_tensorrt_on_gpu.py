@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from export.engines.build import build_engines
-from export.runners.gpu.cuda import find_gpu
 from export.runners.gpu.device import DeviceUnavailableError
-from export.runners.gpu.opening import open_gpu_runners
+from export.runners.gpu.opening import check_target, open_gpu_runners
 from export.runners.ort_cpu import OrtCpuRunner
-from export.runners.tensorrt_library import find_library
 from export.targets import Precision
 from tests.export.tiny import export_model, padded, random_model, sources_of
 from tests.gpu.test_gpu_runner import answers, decode, make_jobs
@@ -22,8 +20,7 @@ ROWS = 8
 
 def missing() -> str:
     try:
-        find_gpu()
-        find_library()
+        check_target("tensorrt")
     except DeviceUnavailableError as error:
         return str(error)
     return ""

@@ -81,7 +81,7 @@ class DeviceCaches:
     def tensors(self, names: Sequence[str], *, rows: int, other_side: bool = False) -> dict[str, Tensor]:
         """The first ``rows`` rows of every buffer, by name, in the layout in use."""
         shape, base = self.shape, self._buffers[self.side ^ other_side]
-        plane = shape.rows * self._row_bytes(self.capacity)
+        plane = shape.rows * shape.heads * self.capacity * shape.token_bytes
         sizes = (rows, shape.heads, self.capacity, self._head_dim)
         return {name: Tensor(base + number * plane, sizes) for number, name in enumerate(names)}
 
@@ -119,9 +119,7 @@ class DeviceCaches:
         """Use the other buffer, which holds what is to go on, in the same layout."""
         self.side ^= 1
 
-    def _row_bytes(self, capacity: int) -> int:
-        return self.shape.heads * capacity * self.shape.token_bytes
-
     def _row(self, side: int, row: int) -> Block:
-        address = self._buffers[side] + row * self._row_bytes(self.capacity)
-        return Block(address, self.capacity * self.shape.token_bytes, self.shape.rows * self.shape.heads)
+        shape = self.shape
+        lines = shape.rows * shape.heads
+        return Block(self._buffers[side], self.capacity * shape.token_bytes, lines, first=row * shape.heads)

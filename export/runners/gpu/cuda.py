@@ -125,6 +125,8 @@ class CudaDevice:
         address = int(_call(self._runtime.cudaMalloc, size))
         self._allocated.add(address)
         _call(self._runtime.cudaMemset, address, 0, size)
+        # It runs in the default stream, for which the others do not wait.
+        _call(self._runtime.cudaStreamSynchronize, 0)
         return address
 
     def free(self, address: int) -> None:
@@ -148,15 +150,16 @@ class CudaDevice:
         return CudaStream(self._runtime, handle)
 
     def close(self) -> None:
-        """Free streams, pinned memory and what is still allocated."""
+        """Free streams, pinned memory and what is still allocated; a device that has failed frees what it can."""
+        runtime = self._runtime
         for handle in self._streams:
-            _call(self._runtime.cudaStreamSynchronize, handle)
-            _call(self._runtime.cudaStreamDestroy, handle)
+            runtime.cudaStreamSynchronize(handle)
+            runtime.cudaStreamDestroy(handle)
         for address in self._pinned:
-            _call(self._runtime.cudaFreeHost, address)
-        for address in list(self._allocated):
-            self.free(address)
-        self._streams, self._pinned = [], []
+            runtime.cudaFreeHost(address)
+        for address in self._allocated:
+            runtime.cudaFree(address)
+        self._streams, self._pinned, self._allocated = [], [], set()
 
 
 class CudaStream:
@@ -189,6 +192,7 @@ class CudaStream:
         extent.width, extent.height, extent.depth = line, lines, planes
         parameters = runtime.cudaMemcpy3DParms()
         parameters.srcPtr, parameters.dstPtr = self._pitched(origin), self._pitched(to)
+        parameters.srcPos, parameters.dstPos = self._first(origin), self._first(to)
         parameters.extent, parameters.kind = extent, self._within
         _call(runtime.cudaMemcpy3DAsync, parameters, self.handle)
 
@@ -197,6 +201,11 @@ class CudaStream:
         pointer.ptr, pointer.pitch = block.address, block.line_bytes
         pointer.xsize, pointer.ysize = block.line_bytes, block.lines
         return pointer
+
+    def _first(self, block: Block) -> Any:
+        position = self._runtime.cudaPos()
+        position.x, position.y, position.z = 0, block.first, 0
+        return position
 
     def record(self) -> Event:
         """Mark this moment."""
@@ -218,8 +227,12 @@ class CudaStream:
         _call(runtime.cudaStreamBeginCapture, self.handle, mode)
         try:
             enqueue()
-        finally:
-            graph = _call(runtime.cudaStreamEndCapture, self.handle)
+        except BaseException:
+            status, graph = runtime.cudaStreamEndCapture(self.handle)  # which fails too, and knows less
+            if not status.value:
+                runtime.cudaGraphDestroy(graph)
+            raise
+        graph = _call(runtime.cudaStreamEndCapture, self.handle)
         try:
             return CudaCaptured(runtime, _call(runtime.cudaGraphInstantiate, graph, 0))
         finally:

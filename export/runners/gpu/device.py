@@ -18,14 +18,16 @@ class Block:
     """A block of three dimensions in memory: planes of lines of bytes.
 
     Attributes:
-        address: of its first byte.
+        address: of the first plane.
         line_bytes: from the start of a line to the start of the next.
         lines: from the start of a plane to the start of the next, in lines.
+        first: the line of each plane at which the block begins.
     """
 
     address: int
     line_bytes: int
     lines: int
+    first: int = 0
 
 
 class Event(Protocol):

@@ -23,7 +23,7 @@ def check_target(target: GpuTarget) -> None:
     """
     from export.runners.gpu.cuda import find_gpu  # noqa: PLC0415 - reports a missing library when it is called
 
-    find_gpu()
+    gpu = find_gpu()
     if target == "cuda":
         from export.runners.gpu.ort import check_build  # noqa: PLC0415 - not where engines run
 
@@ -31,7 +31,7 @@ def check_target(target: GpuTarget) -> None:
     else:
         from export.runners.tensorrt_library import find_library  # noqa: PLC0415 - not where ONNX Runtime runs
 
-        find_library()
+        find_library().check_gpu(gpu)
 
 
 def open_gpu_runners(
@@ -92,10 +92,12 @@ def _open(bundle: Bundle, load: Callable[[Streams], DeviceGraphs], *, max_rows: 
     from export.runners.gpu.cuda import CudaDevice  # noqa: PLC0415 - reports a missing library when it is opened
 
     device: Device = CudaDevice()
-    try:
+    with contextlib.ExitStack() as opened:
+        opened.callback(device.close)
         streams = Streams.of(device)
+        graphs = load(streams)
+        opened.callback(graphs.close)  # before the streams that they know
         sizes = {"max_rows": max_rows, "max_candidates": max_candidates}
-        return GpuRunner(bundle.manifest, device, streams, load(streams), **sizes)
-    except BaseException:
-        device.close()
-        raise
+        runner = GpuRunner(bundle.manifest, device, streams, graphs, **sizes)
+        opened.pop_all()  # the runner closes them from now on
+    return runner

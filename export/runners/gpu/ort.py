@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -115,14 +116,21 @@ def check_build() -> None:
         )
 
 
+@functools.cache
+def _preload() -> None:
+    """Load CUDA's libraries from where pip has put them, once."""
+    onnxruntime.preload_dlls()
+
+
 def _open(path: str, *, device_type: str, stream: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # a failure comes as an exception, once
+    options.intra_op_num_threads = 1  # nothing but sizes is computed on the CPU
     options.enable_mem_pattern = False  # keeps a plan and a block of memory for every shape that ever came
     providers: list[Any] = ["CPUExecutionProvider"]
     if device_type == "cuda":
         check_build()
-        onnxruntime.preload_dlls()
+        _preload()
         # fp32 means fp32: the products of tensor cores would keep ten bits of it.
         settings = {"device_id": 0, "user_compute_stream": str(stream), "use_tf32": 0}
         providers = [("CUDAExecutionProvider", settings), *providers]

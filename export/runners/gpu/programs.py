@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable
 
 from export.runners.gpu.device import Captured, Stream
+from export.runners.protocol import RunnerError
+
+_log = logging.getLogger(__name__)
 
 Enqueue = Callable[[], None]
 
@@ -20,6 +24,7 @@ class Programs:
         self._stream = stream
         self._capturable = capturable
         self._prepared: dict[Hashable, Enqueue] = {}
+        self._refused: set[Hashable] = set()
         self._captured: dict[Hashable, Captured] = {}
 
     @property
@@ -42,11 +47,21 @@ class Programs:
         if enqueue is None:
             enqueue = self._prepared[key] = prepare()
             enqueue()
-        elif self._capturable:
-            captured = self._captured[key] = self._stream.capture(enqueue)
-            self._stream.launch(captured)
+        elif self._capturable and key not in self._refused and self._capture(key, enqueue):
+            self._stream.launch(self._captured[key])
         else:
             enqueue()
+
+    def _capture(self, key: Hashable, enqueue: Enqueue) -> bool:
+        """Capture the work of ``key``; where the runtime refuses, it is enqueued piece by piece from now on."""
+        try:
+            self._captured[key] = self._stream.capture(enqueue)
+        except RunnerError as error:
+            if not self._refused:
+                _log.warning("work is enqueued piece by piece, for it cannot be captured: %s", error)
+            self._refused.add(key)
+            return False
+        return True
 
     def close(self) -> None:
         """Free what was captured."""

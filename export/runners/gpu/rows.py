@@ -112,7 +112,7 @@ class DeviceRows:
         shape = self.cross.shape
         line, lines = src_len * shape.token_bytes, batch * shape.heads
         for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            origin = Block(self._buffers["memory"] + place * shape.heads * line, line, lines)
+            origin = Block(self._buffers["memory"], line, lines, first=place * shape.heads)
             self.cross.write(stream, row, origin, length=length)
             self._encoded_sources += 1
             self._lengths[row], self._sources[row] = length, self._encoded_sources

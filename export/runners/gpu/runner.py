@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -89,7 +90,7 @@ class GpuRunner:
         barred = {*manifest.suppressed_ids, *range(dims.target_vocab, dims.padded_target_vocab)}
         selectable = dims.padded_target_vocab - len(barred)
         self.name, self.precision = graphs.name, graphs.precision
-        self._dims, self._device, self._graphs = dims, device, graphs
+        self._dims, self._device, self._streams, self._graphs = dims, device, streams, graphs
         itemsize = cache_dtype(graphs.precision).itemsize
         # Rows that no live one needs are computed too, up to the end of a bucket.
         room = smallest(graphs.row_buckets, max_rows)
@@ -206,6 +207,10 @@ class GpuRunner:
         """Free graphs and device memory; calling it again does nothing."""
         if not self._closed:
             self._closed = True
+            # A step may be under way that was begun ahead.
+            with contextlib.suppress(RunnerError):  # a device that has failed has no work left
+                for stream in self._streams:
+                    stream.synchronize()
             self._steps.close()
             self._rows.close()
             self._graphs.close()

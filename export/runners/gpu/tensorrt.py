@@ -9,6 +9,7 @@ from typing import Any
 from export import contract
 from export.bundle import Bundle, BundleError
 from export.contract import GRAPH_NAMES, GraphContract
+from export.runners.gpu.cuda import find_gpu
 from export.runners.gpu.device import Stream, Streams
 from export.runners.gpu.engine_files import EngineFile, EngineSet, find_engines
 from export.runners.gpu.engine_keys import EngineKey
@@ -94,6 +95,7 @@ class TensorrtGraphs:
             RunnerError: the library refused an engine.
         """
         library = find_library()
+        library.check_gpu(find_gpu())
         wanted = EngineKey.of(bundle, library, max_rows=max_rows, max_candidates=max_candidates)
         return cls(bundle, find_fitting(bundle, folder, wanted), streams, library=library)
 
