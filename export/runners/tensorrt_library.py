@@ -74,7 +74,7 @@ class TensorrtLibrary:
         return self.name == "tensorrt-rtx"
 
     def check_gpu(self, gpu: Gpu) -> None:
-        """Hold that engines run on ``gpu``: TensorRT-RTX compiles for some kinds alone, and finds out when it loads one.
+        """Hold that engines run on ``gpu``: TensorRT-RTX compiles for some kinds alone, and tells as it loads.
 
         Raises:
             DeviceUnavailableError: they do not; one line says what to install.

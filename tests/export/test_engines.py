@@ -50,7 +50,7 @@ BASE: dict[str, Any] = {
     "ffn_dim": 2048,
     "max_positions": 512,
 }
-ROWS = [[1, 1, 1], [2, 8, 8], [9, 32, 32], [33, 64, 64], [65, 128, 128]]
+ROWS = [[rows] * 3 for rows in (1, 8, 32, 64, 128)]
 ENGINES = ["encoder", "step-128", "step-256", "step-512", "greedy", "top_k", "reorder"]
 
 

@@ -107,7 +107,7 @@ def test_it_says_what_it_is(bundle: Bundle, tmp_path: Path) -> None:
     assert graphs.scratch_bytes("step") == SCRATCH
 
 
-@pytest.mark.parametrize(("rows", "capacity", "profile"), [(1, 5, 0), (2, 40, 1), (3, 12, 1), (8, 5, 2)])
+@pytest.mark.parametrize(("rows", "capacity", "profile"), [(1, 5, 0), (3, 40, 1), (3, 12, 1), (8, 5, 2)])
 def test_shapes_choose_engine_and_profile(
     bundle: Bundle, rows: int, capacity: int, profile: int, tmp_path: Path
 ) -> None:
