@@ -19,12 +19,12 @@ from pathlib import Path
 from benchmarks.gpu.budget import Budget
 from benchmarks.gpu.figures import add_figures
 from benchmarks.gpu.machine import command_line, describe_gpu, describe_machine, versions
+from benchmarks.gpu.models.preparation import Preparations
 from benchmarks.gpu.plan import plan_tasks
-from benchmarks.gpu.preparation import Preparations
 from benchmarks.gpu.report import report
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.specs import MAX_ROWS, MODELS, Precision
-from benchmarks.gpu.systems import SYSTEMS
+from benchmarks.gpu.systems.protocol import SYSTEMS
 
 _ON_GPU = ("tensorrt", "torch", "cuda", "hf", "torch-compiled", "hf-static")
 _ON_CPU = ("cpu", "torch", "hf")

@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.probe import TENSORRT_MODULES
-from benchmarks.gpu.systems import Setting, System
+from benchmarks.gpu.systems.protocol import Setting, System
 
 ATTENTION = re.compile(r"attention|attn|mha|fmha|flash|sdpa|softmax", re.IGNORECASE)
 _MOST_KERNELS = 12

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.gpu.preparation import EngineJob, Key
+from benchmarks.gpu.models.preparation import EngineJob, Key
 from benchmarks.gpu.specs import BEAM_ROWS, BEAM_SIZE, GREEDY_ROWS, MAX_ROWS, MODELS, Precision
-from benchmarks.gpu.systems import OURS
+from benchmarks.gpu.systems.protocol import OURS
 
 EXAM_ROWS = 32
 SOURCES_PER_ROW = 2

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.gpu.session import OF_PART, describe_part
 from benchmarks.gpu.specs import BEAM_SIZE, CACHED_TOKENS, MODELS, Precision
 from benchmarks.gpu.step_bytes import step_bytes
-from benchmarks.gpu.systems import OURS, SYSTEMS
+from benchmarks.gpu.systems.protocol import OURS, SYSTEMS
 
 Results = dict[str, Any]
 _NOT_MEASURED = "-"

@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks.gpu.budget import Budget
 from benchmarks.gpu.child import Ended, run_child
 from benchmarks.gpu.machine import ROOT
+from benchmarks.gpu.models.preparation import PreparationError, Preparations, Run
 from benchmarks.gpu.plan import LEAST_S, Task, bundles_of, engines_of
-from benchmarks.gpu.preparation import PreparationError, Preparations, Run
 from benchmarks.gpu.probe import PROBES
 
 PROBE_TIMEOUT_S = 60.0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import sacrebleu
 
-from benchmarks.gpu.prepare import DEMO_BUNDLE
+from benchmarks.gpu.models.prepare import DEMO_BUNDLE
 from export.bundle import Bundle
 from model.tokenizer import Tokenizer
 from server.exam.thresholds import MAX_BLEU_LOSS

@@ -25,9 +25,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.bundles import bundle_at
+from benchmarks.gpu.models.bundles import bundle_at
 from benchmarks.gpu.stepping import until
-from benchmarks.gpu.systems import Setting, System, open_system
+from benchmarks.gpu.systems.opening import open_system
+from benchmarks.gpu.systems.protocol import Setting, System
 from benchmarks.gpu.works import mixed_work
 
 _FAILED = 3
@@ -71,7 +72,7 @@ class Measurer:
 
     def _exam(self, part: Part) -> dict[str, Any]:
         from benchmarks.gpu.exam import sit  # noqa: PLC0415 - only of our runners
-        from benchmarks.gpu.system_ours import Ours  # noqa: PLC0415
+        from benchmarks.gpu.systems.ours import Ours  # noqa: PLC0415
 
         assert isinstance(self.system, Ours), f"{self._setting.system}: only our runners sit the exam"
         return sit(self._bundle, self.system.runner, trained=part["trained"])

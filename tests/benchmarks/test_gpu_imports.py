@@ -11,18 +11,30 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOREIGN = ("grpc", "grpc_health", "grpc_reflection", "grpc_status", "sentencepiece", "tokenizers", "sacrebleu")
 EXAM = ("server.exam.sitting", "server.exam.thresholds", "server.exam.grading")
-PARENT = ("__main__", "budget", "child", "figures", "machine", "plan", "preparation", "report", "session", "specs")
+PARENT = (
+    "__main__",
+    "budget",
+    "child",
+    "figures",
+    "machine",
+    "models.preparation",
+    "plan",
+    "report",
+    "session",
+    "specs",
+    "systems.protocol",
+)
 # transformers itself imports tokenizers: of the modules only the one that runs it, in its own process
 CHILDREN = (
     "bandwidth",
-    "bundles",
     "exam",
     "kernels",
-    "prepare",
+    "models.bundles",
+    "models.prepare",
     "probe",
-    "system_ours",
-    "system_torch",
-    "systems",
+    "systems.opening",
+    "systems.ours",
+    "systems.torch_graphs",
     "worker",
 )
 
@@ -73,18 +85,20 @@ def test_its_children_need_no_grpc_or_tokenizer_and_protobuf_only_for_onnx() -> 
 
 
 def test_every_module_is_asked() -> None:
-    found = {path.stem for path in (ROOT / "benchmarks" / "gpu").glob("*.py")} - {"__init__"}
+    root = ROOT / "benchmarks" / "gpu"
+    paths = (path.relative_to(root) for path in root.rglob("*.py") if path.stem != "__init__")
+    found = {".".join(path.with_suffix("").parts) for path in paths}
     reached = {
-        "golden",
-        "graph_weights",
-        "random_model",
+        "models.golden",
+        "models.graph_weights",
+        "models.random_model",
         "step_bytes",
         "stepping",
-        "torch_baseline",
-        "torch_model",
+        "systems.torch_baseline",
+        "systems.torch_model",
         "works",
     }
-    assert found == {*PARENT, *CHILDREN, *reached, "system_transformers", "texts"}
+    assert found == {*PARENT, *CHILDREN, *reached, "systems.transformers_generate", "texts"}
 
 
 @pytest.mark.parametrize("module", ["server.exam.quality", "model.tokenizer"])

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.exam import sit, thresholds_of
-from benchmarks.gpu.graph_weights import read_description
-from benchmarks.gpu.prepare import DEMO_BUNDLE, prepare
+from benchmarks.gpu.models.graph_weights import read_description
+from benchmarks.gpu.models.prepare import DEMO_BUNDLE, prepare
 from benchmarks.gpu.specs import MAX_OUTPUT_TOKENS, MAX_SOURCE_TOKENS, MODELS
 from export.bundle import Bundle
 from export.graphs.folder import write_graphs

@@ -14,8 +14,8 @@ from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.budget import Budget
 from benchmarks.gpu.child import Ended
 from benchmarks.gpu.figures import add_figures
+from benchmarks.gpu.models.preparation import EngineJob, Preparations
 from benchmarks.gpu.plan import EXAM_ROWS, Task, bundles_of, engines_of, plan_tasks
-from benchmarks.gpu.preparation import EngineJob, Preparations
 from benchmarks.gpu.report import report
 from benchmarks.gpu.session import Session
 from benchmarks.gpu.specs import GREEDY_ROWS, MAX_ROWS, MODELS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.gpu.prepare import DEMO_BUNDLE
+from benchmarks.gpu.models.prepare import DEMO_BUNDLE
 from benchmarks.gpu.texts import losses
 from export.bundle import Bundle
 

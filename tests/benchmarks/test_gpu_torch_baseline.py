@@ -7,13 +7,13 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks.gpu.graph_weights import read_description
-from benchmarks.gpu.prepare import DEMO_BUNDLE
-from benchmarks.gpu.random_model import random_model
+from benchmarks.gpu.models.graph_weights import read_description
+from benchmarks.gpu.models.prepare import DEMO_BUNDLE
+from benchmarks.gpu.models.random_model import random_model
 from benchmarks.gpu.specs import END, MODELS, START
-from benchmarks.gpu.system_torch import cut, decode_batch
-from benchmarks.gpu.torch_baseline import TorchBaseline
-from benchmarks.gpu.torch_model import by_products, by_sdpa
+from benchmarks.gpu.systems.torch_baseline import TorchBaseline
+from benchmarks.gpu.systems.torch_graphs import cut, decode_batch
+from benchmarks.gpu.systems.torch_model import by_products, by_sdpa
 from benchmarks.gpu.works import draw_sources
 from export.bundle import Bundle
 from export.graphs.description import ModelDescription, describe

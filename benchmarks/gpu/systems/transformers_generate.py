@@ -12,10 +12,10 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.gpu.bundles import bundle_at
-from benchmarks.gpu.random_model import BARRED
+from benchmarks.gpu.models.bundles import bundle_at
+from benchmarks.gpu.models.random_model import BARRED
 from benchmarks.gpu.specs import CACHED_TOKENS, END, MAX_OUTPUT_TOKENS, MODELS, PAD, START
-from benchmarks.gpu.systems import Setting, Tokens, by_length
+from benchmarks.gpu.systems.protocol import Setting, Tokens, by_length
 from benchmarks.gpu.works import Work, step_sources
 
 _SHORT, _LONG = 5, 2 * CACHED_TOKENS - 5

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.bundles import bundle_at, graphs_of
-from benchmarks.gpu.graph_weights import read_description
+from benchmarks.gpu.models.bundles import bundle_at, graphs_of
+from benchmarks.gpu.models.graph_weights import read_description
 from benchmarks.gpu.specs import CACHED_TOKENS, GREEDY_ROWS, MAX_OUTPUT_TOKENS, MAX_SOURCE_TOKENS
 from benchmarks.gpu.stepping import FIRST_TIMED, LAST_TIMED
-from benchmarks.gpu.systems import Setting, Tokens, by_length, smallest_holding
-from benchmarks.gpu.torch_baseline import TorchBaseline
+from benchmarks.gpu.systems.protocol import Setting, Tokens, by_length, smallest_holding
+from benchmarks.gpu.systems.torch_baseline import TorchBaseline
 from benchmarks.gpu.works import Work, step_sources
 
 

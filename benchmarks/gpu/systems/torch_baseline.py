@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu.torch_model import Attend, TorchModel, by_products, by_sdpa
+from benchmarks.gpu.systems.torch_model import Attend, TorchModel, by_products, by_sdpa
 from export.graphs.description import ModelDescription
 
 KERNELS: dict[str, tuple[Attend, SDPBackend | None]] = {

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu.bundles import bundle_at
+from benchmarks.gpu.models.bundles import bundle_at
 from benchmarks.gpu.specs import MAX_CANDIDATES
 from benchmarks.gpu.stepping import FIRST_TIMED, LAST_TIMED
-from benchmarks.gpu.systems import Setting, Tokens
+from benchmarks.gpu.systems.protocol import Setting, Tokens
 from benchmarks.gpu.works import Work, step_sources
 from export.runners.ort_cpu import OrtCpuRunner
 from export.runners.protocol import IntArray, Runner

@@ -1,6 +1,6 @@
 """Write the bundles of one model, on the machine that measures.
 
-    python -m benchmarks.gpu.prepare MODEL FOLDER --precision fp16 fp32 [--target tensorrt]
+    python -m benchmarks.gpu.models.prepare MODEL FOLDER --precision fp16 fp32 [--target tensorrt]
 
 Each lies in FOLDER/MODEL-PRECISION. The bundled model's weights are read back from its own graphs; all others are drawn
 from a seed.
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gpu.golden import random_golden
-from benchmarks.gpu.graph_weights import read_description
 from benchmarks.gpu.machine import ROOT
-from benchmarks.gpu.random_model import random_model
+from benchmarks.gpu.models.golden import random_golden
+from benchmarks.gpu.models.graph_weights import read_description
+from benchmarks.gpu.models.random_model import random_model
 from benchmarks.gpu.specs import END, MAX_OUTPUT_TOKENS, MAX_SOURCE_TOKENS, MODELS, PAD, START, UNK, ModelSpec
 from export.bundle import (
     GOLDEN_FILE,
@@ -135,7 +135,9 @@ def _random(spec: ModelSpec) -> tuple[ModelDescription, Manifest, list[GoldenSen
 
 def main() -> int:
     """Write what the command line names."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.prepare", description="write one model's bundles")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.models.prepare", description="write one model's bundles"
+    )
     parser.add_argument("model", choices=sorted(MODELS))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--precision", nargs="+", choices=("fp16", "fp32"), required=True)

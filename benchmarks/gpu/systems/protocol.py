@@ -57,24 +57,6 @@ class System(Protocol):
         """Free what it holds."""
 
 
-def open_system(setting: Setting) -> System:
-    """Load a system; the libraries of the others are not imported."""
-    match setting.system:
-        case "tensorrt" | "cuda" | "cpu":
-            from benchmarks.gpu.system_ours import Ours  # noqa: PLC0415 - each process holds one system alone
-
-            return Ours(setting)
-        case "torch" | "torch-compiled":
-            from benchmarks.gpu.system_torch import TorchSystem  # noqa: PLC0415
-
-            return TorchSystem(setting)
-        case "hf" | "hf-static":
-            from benchmarks.gpu.system_transformers import TransformersSystem  # noqa: PLC0415
-
-            return TransformersSystem(setting)
-    raise ValueError(f"system: got {setting.system!r}, wanted one of {', '.join(SYSTEMS)}")
-
-
 SYSTEMS = ("tensorrt", "torch", "cuda", "hf", "torch-compiled", "hf-static", "cpu")
 """``tensorrt``, ``cuda`` and ``cpu`` are this project's runners, by their target."""
 

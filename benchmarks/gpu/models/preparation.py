@@ -76,7 +76,9 @@ class Preparations:
     def start_bundle(self, model: str, precision: str, *, timeout_s: float) -> None:
         """Let a bundle be written after those that were started before."""
         arguments = [model, str(self.folder), "--precision", precision, "--target", self.target]
-        self._start(("bundle", model, precision), "benchmarks.gpu.prepare", arguments, timeout_s, pool=self._bundles)
+        self._start(
+            ("bundle", model, precision), "benchmarks.gpu.models.prepare", arguments, timeout_s, pool=self._bundles
+        )
 
     def start_engines(self, job: EngineJob, *, timeout_s: float) -> None:
         """Let engines be built once their bundle is there, after those that were started before."""

@@ -1,0 +1,1 @@
+"""What is compared: this project's runners, PyTorch with CUDA graphs, and transformers."""
