@@ -18,8 +18,7 @@ from export.runners.gpu.device import Block, DeviceUnavailableError
 from export.runners.gpu.opening import open_gpu_runners
 from export.runners.gpu.ort import OrtGraphs
 from export.runners.protocol import RunnerError
-from tests.export.tiny import random_model
-from tests.gpu.test_gpu_runner import export_for_gpu
+from tests.export.tiny import export_model, random_model
 
 runtime = pytest.importorskip("cuda.bindings.runtime")
 
@@ -34,7 +33,7 @@ without_gpu = pytest.mark.skipif(has_gpu(), reason="there is a GPU")
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_for_gpu(random_model(), tmp_path_factory.mktemp("cuda") / "bundle")
+    return export_model(random_model(), tmp_path_factory.mktemp("cuda") / "bundle", target="cuda")
 
 
 @without_gpu

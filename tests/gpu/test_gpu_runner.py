@@ -5,40 +5,27 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
-from export.bundle import Bundle, GoldenSentence
-from export.exporter import export_bundle, plan_manifest
-from export.runners.gpu import buckets
+from export.bundle import Bundle
 from export.runners.ort_cpu import OrtCpuRunner
 from export.runners.protocol import IntArray, Runner, RunnerError, ShapeError
-from export.targets import Precision
-from model.checkpoint import Checkpoint
-from model.tokenizer import Tokenizer
 from model.transformer import Transformer
 from server.decoding.loop import DecodeLoop
 from server.decoding.sequence import Outcome
 from tests.decoding.desk import Job, make_job
 from tests.decoding.fake_runner import END, PAD, START
-from tests.export.tiny import CARD, NoTokenizer, padded, random_model, sources_of
+from tests.export.tiny import export_model, padded, random_model, sources_of
 from tests.gpu.fake_device import SCHEDULES, FakeDevice, Schedule, open_fake
 
 VOCAB = 301
 LIMIT = 20
 
 
-@pytest.fixture(autouse=True, scope="module")
-def small_buckets() -> Iterator[None]:
-    """So that little models go through many of them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(buckets, "ROW_BUCKETS", (1, 3, 8))
-        patch.setattr(buckets, "CACHE_CAPACITIES", (5, 12, 40))
-        patch.setattr(buckets, "SOURCE_CAPACITIES", (4, 16, 40))
-        patch.setattr("export.runners.gpu.rows._FEW_MOVES", 1)
-        yield
+pytestmark = pytest.mark.usefixtures("small_buckets")
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +34,9 @@ def model() -> Transformer:
     return random_model(seed=2, tied_embeddings="none", norm="pre", activation="swish")
 
 
-def export_for_gpu(
-    model: Transformer, out: Path, *, precision: Precision = "fp32", golden: list[GoldenSentence] | None = None
-) -> Bundle:
-    checkpoint = Checkpoint(model, cast(Tokenizer, NoTokenizer()), CARD)
-    manifest = plan_manifest(checkpoint, target="tensorrt", precision=precision)
-    return export_bundle(checkpoint, out, manifest=manifest, golden=golden or [])
-
-
 @pytest.fixture(scope="module")
 def bundle(model: Transformer, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return export_for_gpu(model, tmp_path_factory.mktemp("gpu") / "bundle")
+    return export_model(model, tmp_path_factory.mktemp("gpu") / "bundle", target="tensorrt")
 
 
 @pytest.fixture
@@ -284,7 +263,7 @@ def test_closing_waits_for_the_step_that_was_begun_ahead(bundle: Bundle, schedul
 
 
 def test_half_precision_gives_nearly_the_same(model: Transformer, cpu: OrtCpuRunner, tmp_path: Path) -> None:
-    bundle = export_for_gpu(model, tmp_path / "half", precision="fp16")
+    bundle = export_model(model, tmp_path / "half", target="tensorrt", precision="fp16")
     assert bundle.manifest.graphs == {"cpu": "ort-fp32", "cuda": "standard-fp16", "tensorrt": "standard-fp16"}
     runner, _ = open_fake(bundle)
     assert runner.precision == "fp16"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 
 from export.bundle import Bundle, BundleError
 from export.contract import cache_names
-from export.runners.gpu import buckets
 from export.runners.gpu.device import Streams
 from export.runners.gpu.graphs import Tensor
 from export.runners.gpu.runner import GpuRunner
@@ -25,14 +23,7 @@ from tests.gpu.test_gpu_runner import answers, decode, make_jobs
 ROWS = 8
 
 
-@pytest.fixture(autouse=True, scope="module")
-def small_buckets() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(buckets, "ROW_BUCKETS", (1, 3, 8))
-        patch.setattr(buckets, "CACHE_CAPACITIES", (5, 12, 40))
-        patch.setattr(buckets, "SOURCE_CAPACITIES", (4, 16, 40))
-        patch.setattr("export.runners.gpu.rows._FEW_MOVES", 1)
-        yield
+pytestmark = pytest.mark.usefixtures("small_buckets")
 
 
 @pytest.fixture(scope="module")
