@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from export.bundle import Bundle
+from benchmarks.gpu.models.graph_weights import read_description
+from benchmarks.gpu.models.prepare import DEMO_BUNDLE
+from export.bundle import GOLDEN_FILE, GRAPHS_FOLDER, Bundle, write_bundle, write_golden
 from export.contract import GRAPH_NAMES, cache_names
 from export.engines.__main__ import main
 from export.engines.build import build_engines
@@ -24,22 +27,15 @@ from export.engines.profiles import profiles_of
 from export.engines.report import report
 from export.engines.specialise import specialise
 from export.errors import ExportError
+from export.graphs.folder import write_graphs
+from export.graphs.numbers.half import Half
+from export.graphs.standard import StandardFlavour
 from export.runners.gpu.engine_files import EngineSet
 from export.runners.gpu.engine_keys import EngineSizes
 from export.runners.gpu.rows import ENCODER_TOKENS
 from export.runners.tensorrt_library import TensorrtLibrary, find_library
 from tests.export.tiny import export_model, random_model
 
-DEMO: dict[str, Any] = {
-    "source_vocab_size": 4096,
-    "target_vocab_size": 4096,
-    "d_model": 256,
-    "heads": 4,
-    "encoder_layers": 3,
-    "decoder_layers": 3,
-    "ffn_dim": 1024,
-    "max_positions": 512,
-}
 BASE: dict[str, Any] = {
     "source_vocab_size": 32_000,
     "target_vocab_size": 32_000,
@@ -66,11 +62,27 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return export_model(random_model(), path, target="tensorrt", precision="fp16")
 
 
+def bundled_model(out: Path) -> Bundle:
+    """The bundled model's own weights as graphs for TensorRT, with its own limits."""
+    bundle = Bundle.open(DEMO_BUNDLE)
+    manifest = bundle.manifest
+    weights = bundle.graph_path("cpu", "step").parent
+    model = read_description(weights, manifest.dims, suppressed_ids=manifest.suppressed_ids)
+
+    def fill(folder: Path) -> None:
+        write_golden(folder / GOLDEN_FILE, bundle.golden())
+        write_graphs(model, folder / GRAPHS_FOLDER / "standard-fp16", flavour=StandardFlavour(Half("fp16")))
+
+    return write_bundle(out, manifest=replace(manifest, graphs={"tensorrt": "standard-fp16"}), fill=fill)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "layers"), [("demo", 3), ("base", 6)])
 def test_engines_of_a_model_in_half_precision(name: str, layers: int, tmp_path: Path, library: TensorrtLibrary) -> None:
-    model = random_model(**(DEMO if name == "demo" else BASE))
-    bundle = export_model(model, tmp_path / "bundle", target="tensorrt", precision="fp16")
+    if name == "demo":
+        bundle = bundled_model(tmp_path / "bundle")
+    else:
+        bundle = export_model(random_model(**BASE), tmp_path / "bundle", target="tensorrt", precision="fp16")
     told: list[str] = []
     built = build_engines(bundle, tmp_path / "engines", library=library, say=told.append)
 
