@@ -117,6 +117,11 @@ class Manifest:
     license_note: str = ""
     format_version: int = FORMAT_VERSION
 
+    @property
+    def selectable_tokens(self) -> int:
+        """Tokens of the target vocabulary that a search may select."""
+        return self.dims.target_vocab - len(set(self.suppressed_ids))
+
     def precision(self, target: str) -> str:
         """Precision of the matrix products of the graphs that ``target`` runs."""
         return self.graphs[target].rsplit("-", 1)[-1]

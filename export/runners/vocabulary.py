@@ -64,7 +64,7 @@ class FullVocabulary:
         """
         dims = manifest.dims
         self._barred = frozenset((*manifest.suppressed_ids, *range(dims.target_vocab, dims.padded_target_vocab)))
-        self.max_candidates = min(max_candidates, dims.padded_target_vocab - len(self._barred))
+        self.max_candidates = min(max_candidates, manifest.selectable_tokens)
         self._target_vocab = dims.target_vocab
         self._argmax, self._top_k = BoundGraph(argmax), BoundGraph(top_k)
         self._logits: FloatArray = np.zeros((max_rows, dims.padded_target_vocab), np.float32)

@@ -7,6 +7,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
 
+from export.runners.protocol import Runner
 from server.decoding.loop import DecodeLoop
 from server.decoding.observer import SilentObserver, Stage
 from server.decoding.sequence import Outcome, Result, SearchOptions, Sequence
@@ -137,3 +138,21 @@ class Desk:
             before_each()
             self.loop.run_round()
         raise AssertionError("the loop never came to rest")
+
+
+def decode_one_by_one(runner: Runner, jobs: list[Job], *, rounds_between: int, encode_tokens_per_round: int) -> None:
+    """Submit the jobs one by one with a few rounds in between, then finish them all."""
+    loop = DecodeLoop(
+        runner,
+        start_id=START,
+        eos_id=END,
+        pad_id=PAD,
+        max_queue=len(jobs),
+        encode_tokens_per_round=encode_tokens_per_round,
+    )
+    for job in jobs:
+        loop.submit([job.sequence])
+        for _ in range(rounds_between):
+            loop.run_round()
+    while loop.queue_depth or loop.active_sequences:
+        loop.run_round()

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from server.decoding.loop import DecodeLoop
 from server.decoding.observer import SilentObserver
 from server.decoding.sequence import Outcome, Result
 from server.decoding.waiting import Order
-from tests.decoding.desk import Job, make_job
+from tests.decoding.desk import Job, decode_one_by_one, make_job
 from tests.decoding.fake_runner import END, PAD, START
 from tests.export.tiny import export_model, random_model, shortlist_of, sources_of
 
@@ -85,15 +86,7 @@ def make_jobs() -> list[Job]:
     ]
 
 
-def decode(runner: OrtCpuRunner, jobs: list[Job], *, rounds_between: int) -> None:
-    """Submit the jobs one by one with a few rounds in between, then finish them all."""
-    loop = DecodeLoop(runner, start_id=START, eos_id=END, pad_id=PAD, max_queue=len(jobs), encode_tokens_per_round=32)
-    for job in jobs:
-        loop.submit([job.sequence])
-        for _ in range(rounds_between):
-            loop.run_round()
-    while loop.queue_depth or loop.active_sequences:
-        loop.run_round()
+decode = partial(decode_one_by_one, encode_tokens_per_round=32)
 
 
 @pytest.mark.parametrize("kind", KINDS)

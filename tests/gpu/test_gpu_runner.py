@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ from export.bundle import Bundle
 from export.runners.ort_cpu import OrtCpuRunner
 from export.runners.protocol import IntArray, Runner, RunnerError, ShapeError
 from model.transformer import Transformer
-from server.decoding.loop import DecodeLoop
 from server.decoding.sequence import Outcome
-from tests.decoding.desk import Job, make_job
-from tests.decoding.fake_runner import END, PAD, START
+from tests.decoding.desk import Job, decode_one_by_one, make_job
+from tests.decoding.fake_runner import START
 from tests.export.tiny import export_model, padded, random_model, sources_of
 from tests.gpu.fake_device import SCHEDULES, FakeDevice, Schedule, open_fake
 
@@ -61,14 +61,7 @@ def make_jobs(seed: int = 5) -> list[Job]:
     ]
 
 
-def decode(runner: Runner, jobs: list[Job], *, rounds_between: int) -> None:
-    loop = DecodeLoop(runner, start_id=START, eos_id=END, pad_id=PAD, max_queue=len(jobs), encode_tokens_per_round=64)
-    for job in jobs:
-        loop.submit([job.sequence])
-        for _ in range(rounds_between):
-            loop.run_round()
-    while loop.queue_depth or loop.active_sequences:
-        loop.run_round()
+decode = partial(decode_one_by_one, encode_tokens_per_round=64)
 
 
 def answers(jobs: list[Job]) -> list[tuple[Any, ...]]:

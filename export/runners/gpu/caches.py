@@ -87,9 +87,7 @@ class DeviceCaches:
 
     def write(self, stream: Stream, row: int, origin: Block, *, length: int) -> None:
         """Copy one row from elsewhere, as far as it is long; ``origin`` has a line for each head."""
-        line = length * self.shape.token_bytes
-        to = self._row(self.side, row)
-        stream.copy_block(to, origin, line=line, lines=self.shape.heads, planes=self.shape.buffers)
+        self._copy(stream, self._row(self.side, row), origin, length=length)
 
     def lay_out(self, stream: Stream, capacity: int, *, used: int) -> None:
         """Change the capacity; of each row the first ``used`` tokens are kept."""
@@ -99,7 +97,7 @@ class DeviceCaches:
             origin = Block(self._buffers[self.side], self.capacity * shape.token_bytes, lines)
             to = Block(self._buffers[self.side ^ 1], capacity * shape.token_bytes, lines)
             stream.copy_block(to, origin, line=used * shape.token_bytes, lines=lines, planes=shape.buffers)
-            self.side ^= 1
+            self.swap()
         self.capacity = capacity
 
     def move(self, stream: Stream, moves: Sequence[Move]) -> None:
@@ -110,14 +108,17 @@ class DeviceCaches:
     def rearrange(self, stream: Stream, moves: Sequence[Move]) -> None:
         """Copy all rows that are to live on, each from any other; what is not named is lost."""
         for row, origin, length in moves:
-            line = length * self.shape.token_bytes
-            to, block = self._row(self.side ^ 1, row), self._row(self.side, origin)
-            stream.copy_block(to, block, line=line, lines=self.shape.heads, planes=self.shape.buffers)
-        self.side ^= 1
+            self._copy(stream, self._row(self.side ^ 1, row), self._row(self.side, origin), length=length)
+        self.swap()
 
     def swap(self) -> None:
-        """Use the other buffer, which holds what is to go on, in the same layout."""
+        """Use the other buffer, which holds what is to go on."""
         self.side ^= 1
+
+    def _copy(self, stream: Stream, to: Block, origin: Block, *, length: int) -> None:
+        """Copy one row, a line for each head."""
+        shape = self.shape
+        stream.copy_block(to, origin, line=length * shape.token_bytes, lines=shape.heads, planes=shape.buffers)
 
     def _row(self, side: int, row: int) -> Block:
         shape = self.shape

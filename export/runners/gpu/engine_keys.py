@@ -52,13 +52,11 @@ class EngineSizes:
     @classmethod
     def of(cls, manifest: Manifest, *, max_rows: int, max_candidates: int) -> EngineSizes:
         """What runners of a bundle need; more candidates than can be selected are nobody's."""
-        dims = manifest.dims
-        selectable = dims.target_vocab - len(set(manifest.suppressed_ids))
         return cls(
             row_buckets=row_buckets(max_rows),
             cache_capacities=cache_capacities(manifest.max_output_tokens),
             source_capacities=source_capacities(manifest.max_source_tokens),
-            max_candidates=min(max_candidates, selectable),
+            max_candidates=min(max_candidates, manifest.selectable_tokens),
         )
 
     def cover(self, wanted: EngineSizes) -> bool:

@@ -87,14 +87,13 @@ class GpuRunner:
             RunnerError: there is not so much memory free; nothing was allocated.
         """
         dims = manifest.dims
-        barred = {*manifest.suppressed_ids, *range(dims.target_vocab, dims.padded_target_vocab)}
-        selectable = dims.padded_target_vocab - len(barred)
         self.name, self.precision = graphs.name, graphs.precision
         self._dims, self._device, self._streams, self._graphs = dims, device, streams, graphs
         itemsize = cache_dtype(graphs.precision).itemsize
         # Rows that no live one needs are computed too, up to the end of a bucket.
         room = smallest(graphs.row_buckets, max_rows)
-        sizes = BufferSizes(room, min(max_candidates, selectable), max(ENCODER_TOKENS, manifest.max_source_tokens))
+        candidates = min(max_candidates, manifest.selectable_tokens)
+        sizes = BufferSizes(room, candidates, max(ENCODER_TOKENS, manifest.max_source_tokens))
         plans = memory_plans(manifest, graphs, sizes, itemsize=itemsize)
         check_fits(device, plans)
         self._buffers = Buffers(device, dims, sizes, itemsize=itemsize)
@@ -231,9 +230,10 @@ class GpuRunner:
 
     def _run_ahead(self, step: _Step) -> None:
         """Begin the next step while this one's tokens are on their way, where it will most likely be asked for."""
+        if not step.goes_on or step.ahead is not None or step.top is not None:
+            return
         positions = [position + 1 for position in step.positions]
-        room = min(self._rows.own.capacity, self.limits.max_output_tokens)
-        if step.goes_on and step.ahead is None and step.top is None and max(positions) < room:
+        if max(positions) < min(self._rows.own.capacity, self.limits.max_output_tokens):
             step.ahead = _Step((), positions, goes_on=True)
             self._run_on(step.ahead, "greedy")
 
@@ -262,11 +262,11 @@ def _continues(before: _Step, tokens: Sequence[int], positions: Sequence[int]) -
 def memory_plans(
     manifest: Manifest, graphs: DeviceGraphs, sizes: BufferSizes, *, itemsize: int
 ) -> dict[int, MemoryPlan]:
-    """What a runner needs beside its weights, for each number of rows that its graphs come in."""
-    rows = [bucket for bucket in graphs.row_buckets if bucket < sizes.rows] + [sizes.rows]
+    """What a runner needs beside its weights, for each number of rows that its graphs come in, up to its own."""
     return {
-        number: _memory_plan(manifest, graphs, dataclasses.replace(sizes, rows=number), itemsize=itemsize)
-        for number in rows
+        rows: _memory_plan(manifest, graphs, dataclasses.replace(sizes, rows=rows), itemsize=itemsize)
+        for rows in graphs.row_buckets
+        if rows <= sizes.rows
     }
 
 
