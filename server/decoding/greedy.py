@@ -29,6 +29,21 @@ class GreedySearch:
             return 0
         return 2 if len(self._tokens) < self._options.min_output_tokens else int(self._options.return_scores)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it needs nothing but the best token of each step, from now on."""
+        return not self._options.return_scores and len(self._tokens) >= self._options.min_output_tokens
+
+    @property
+    def certain_steps(self) -> int:
+        """So many steps from now on take the best token, whatever it is, unless it is the end token."""
+        ends = (self._options.max_output_tokens - 1, *self._forced)
+        return min([place for place in ends if place >= len(self._tokens)]) - len(self._tokens)
+
+    def follow(self, tokens: Items[int]) -> None:
+        """Take the best tokens of as many certain steps, none of them the end token."""
+        self._tokens += tokens
+
     def advance(self, ids: Items[Items[int]], log_probs: Items[Items[float]] | None) -> Continuations:
         """Append the best token that may be chosen, or the forced one, as ``Search.advance`` says."""
         place, best = len(self._tokens), ids[0]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 from export.runners.protocol import IntArray
 from server.decoding.beam import BeamSearch
 from server.decoding.greedy import GreedySearch
+from server.decoding.greedy_rows import GreedyRows, is_plain
 from server.decoding.rows import NEW, assign_rows
-from server.decoding.search import Continuations, Search
+from server.decoding.running import Placement, Running
+from server.decoding.search import Search
 from server.decoding.sequence import SearchOptions, Sequence
 from server.decoding.waiting import WaitingQueue
 
@@ -28,48 +28,6 @@ def begin_search(options: SearchOptions, *, end_id: int) -> Search:
     return BeamSearch(options, end_id=end_id)
 
 
-@dataclass(eq=False)
-class Running:
-    """A sequence being decoded, with its live hypotheses best first.
-
-    Attributes:
-        sequence: what is decoded.
-        search: how.
-        tokens: last token of each live hypothesis.
-        parents: row that each continues, ``NEW`` before its first step.
-        position: tokens already in the cache of each.
-        rows: row of each in the step at hand.
-    """
-
-    sequence: Sequence
-    search: Search
-    tokens: Items[int]
-    parents: list[int] = field(default_factory=lambda: [NEW])
-    position: int = 0
-    rows: list[int] = field(default_factory=list)
-
-    def go_on(self, continuations: Continuations) -> None:
-        """Take over the hypotheses that a step has chosen."""
-        rows = self.rows
-        self.parents = [rows[parent] for parent in continuations.parents]
-        self.tokens = continuations.tokens
-        self.position += 1
-
-
-class Placement(NamedTuple):
-    """The inputs of one step.
-
-    Attributes:
-        tokens: int64 [rows], as ``Runner.step`` takes them, like the others.
-        positions: int64 [rows].
-        parents: int64 [rows]; None where every row continues itself.
-    """
-
-    tokens: IntArray
-    positions: IntArray
-    parents: IntArray | None
-
-
 class Scheduler:
     """Admits, places and drops the sequences of one worker. Not thread-safe: its worker locks around the queue."""
 
@@ -78,16 +36,27 @@ class Scheduler:
     ) -> None:
         """Begin with nothing running; arguments as ``DecodeLoop`` takes them."""
         self._queue = queue
-        self.running: list[Running] = []
+        self._running: list[Running] = []
+        self._greedy: GreedyRows | None = None  # while all that runs is plain
         self._max_rows = max_rows
         self._encode_tokens_per_round = encode_tokens_per_round
         self._start_id = start_id
         self._end_id = end_id
 
     @property
+    def running(self) -> Items[Running]:
+        """What is being decoded; never changed in place."""
+        return self._running
+
+    @property
     def used_rows(self) -> int:
         """Rows that running sequences have reserved."""
-        return sum(running.search.rows for running in self.running)
+        return sum([running.search.rows for running in self._running])
+
+    @property
+    def candidates_needed(self) -> int:
+        """Best tokens per row, with log-probs, that serve every search in the next step; 0: the best token alone."""
+        return 0 if self._greedy else max([running.search.candidates_needed for running in self._running])
 
     def admit(self, now: float, *, share: int) -> list[Sequence]:
         """Take from the queue while rows and this round's encoder work allow.
@@ -102,7 +71,7 @@ class Scheduler:
         admitted: list[Sequence] = []
         used_rows, tokens_left = self.used_rows, self._encode_tokens_per_round
         free_rows = self._max_rows - used_rows
-        if self.running and free_rows < min(self._queue.rows, self._max_rows // _NEWCOMERS_PART):
+        if self._running and free_rows < min(self._queue.rows, self._max_rows // _NEWCOMERS_PART):
             return admitted
         while self._queue.rows and used_rows < share:
             sequence = self._queue.first(now)
@@ -114,40 +83,63 @@ class Scheduler:
         return admitted
 
     def begin(self, admitted: Iterable[Sequence]) -> list[Running]:
-        """Let what was admitted run."""
+        """Let what was admitted run, from the next step on."""
         begun = [
             Running(sequence, begin_search(sequence.options, end_id=self._end_id), [self._start_id])
             for sequence in admitted
         ]
-        self.running += begun
+        # Short ones end first, most likely: in the last rows they leave no gap.
+        begun.sort(key=_source_tokens, reverse=True)
+        self._running = self._running + begun
+        if self._greedy and all(map(is_plain, begun)):
+            self._greedy.join(begun)
+        elif self._greedy:
+            self._greedy.release()
+            self._greedy = None
         return begun
+
+    def leave(self, leaving: Collection[Running]) -> None:
+        """Drop sequences that have ended or are given up."""
+        self._running = [running for running in self._running if running not in leaving]
+        if not self._running:
+            self._greedy = None
+        elif self._greedy:
+            self._greedy.leave(leaving)
+
+    def take(self, ids: IntArray) -> Items[Running]:
+        """Take over what a step found.
+
+        Args:
+            ids: int64 [rows, k], the best tokens of each row.
+
+        Returns:
+            The sequences whose searches have to choose; all others go on by themselves.
+        """
+        return self._greedy.take(ids[:, 0]) if self._greedy else self._running
 
     def place(self) -> Placement:
         """Give every live hypothesis its row for the next step."""
-        parents = [parent for running in self.running for parent in running.parents]
+        if self._greedy:
+            return self._greedy.place()
+        placement = self._place_each()
+        if all(map(is_plain, self._running)):
+            self._greedy = GreedyRows(self._running, placement, end_id=self._end_id)
+        return placement
+
+    def _place_each(self) -> Placement:
+        parents = [parent for running in self._running for parent in running.parents]
         rows = assign_rows(parents)
-        stay = rows == parents  # as in nearly every round
-        if stay:
-            for running in self.running:
+        if rows == parents:
+            for running in self._running:
                 running.rows = running.parents
         else:
             left = iter(rows)
-            for running in self.running:
+            for running in self._running:
                 running.rows = [next(left) for _ in running.parents]
-        tokens = _by_row(rows, [token for running in self.running for token in running.tokens])
-        positions = _by_row(rows, [running.position for running in self.running for _ in running.tokens])
-        if stay or all(parent in (row, NEW) for row, parent in zip(rows, parents, strict=True)):
-            return Placement(tokens, positions, None)
+        tokens = _by_row(rows, [token for running in self._running for token in running.tokens])
+        positions = _by_row(rows, [running.position for running in self._running for _ in running.tokens])
         old = [row if parent == NEW else parent for row, parent in zip(rows, parents, strict=True)]
-        return Placement(tokens, positions, _by_row(rows, old))
-
-    def step_on(self, last: Placement) -> Placement | None:
-        """The step after ``last`` for the same sequences; None: a hypothesis has to change its row."""
-        if any(running.parents != running.rows for running in self.running):
-            return None
-        rows = [row for running in self.running for row in running.rows]
-        tokens = _by_row(rows, [token for running in self.running for token in running.tokens])
-        return Placement(tokens, last.positions + 1, None)
+        return Placement(tokens, positions, None if old == rows else _by_row(rows, old))
 
 
 def _by_row(rows: Items[int], values: Items[int]) -> IntArray:
@@ -158,13 +150,17 @@ def _by_row(rows: Items[int], values: Items[int]) -> IntArray:
     return np.array(placed, np.int64)
 
 
+def _source_tokens(running: Running) -> int:
+    return len(running.sequence.source)
+
+
 def encoder_batches(begun: Iterable[Running]) -> list[list[Running]]:
     """Split newcomers into the encoder batches that cost least, each padded to its longest source.
 
     A batch costs its tokens, padding included, and as much again as ``_BATCH_COST_TOKENS``: each run reads all weights
     anew.
     """
-    longest_first = sorted(begun, key=lambda running: -len(running.sequence.source))
+    longest_first = sorted(begun, key=_source_tokens, reverse=True)
     lengths = [len(running.sequence.source) for running in longest_first]
     costs, starts = [0], [0]  # of the best split of the first n, and where its last batch begins
     for end in range(1, len(lengths) + 1):

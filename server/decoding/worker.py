@@ -15,7 +15,8 @@ from server.decoding.admission import ThroughputEstimate
 from server.decoding.crew import Crew, share
 from server.decoding.delivery import Delivery
 from server.decoding.observer import Observer, Stage
-from server.decoding.scheduler import Placement, Running, Scheduler, encoder_batches, pad_sources
+from server.decoding.running import Placement, Running
+from server.decoding.scheduler import Scheduler, encoder_batches, pad_sources
 from server.decoding.sequence import Outcome, Result, Sequence
 from server.decoding.waiting import WaitingQueue
 
@@ -73,6 +74,7 @@ class Worker:
         self._last_step_at = shared.clock()
         # All that it took from the queue and that may not have ended: more than what runs, while a round has begun.
         self._taken: list[Sequence] = []
+        self._begun: list[Running] = []  # what has not been through a step yet
 
     @property
     def active_sequences(self) -> int:
@@ -96,7 +98,7 @@ class Worker:
 
     def clear(self) -> None:
         """Forget what runs; its owners have been told."""
-        self._scheduler.running = []
+        self._scheduler.leave(self._scheduler.running)
 
     def wake(self) -> None:
         """End its sleep; it looks for itself whether there is work. Its caller holds the lock."""
@@ -122,8 +124,8 @@ class Worker:
         """Schedule, step, collect; never raises.
 
         Args:
-            most_steps: steps at most. A second one follows at once where there is nothing to schedule: every row just
-                goes on, nobody waits, and nobody is to be given up.
+            most_steps: steps at most. A second one follows at once where there is nothing to schedule: nobody has
+                ended, nobody waits, and nobody is to be given up.
         """
         shared = self._shared
         started_at = shared.clock()
@@ -137,7 +139,7 @@ class Worker:
                 self._failed_rounds = 0
                 steps += 1
                 as_before = steps < most_steps and not leaving and self._nothing_new()
-                placement = self._scheduler.step_on(placement) if as_before else None
+                placement = self._scheduler.place() if as_before else None
         except Exception:
             _log.exception("a decoding round failed")
             self._fail()
@@ -169,7 +171,7 @@ class Worker:
             self._taken = [*(running.sequence for running in scheduler.running), *(gone[0] for gone in given_up)]
             admitted = scheduler.admit(now, share=self._share()) if shared.queue.rows else []
             self._taken += admitted
-            begun = scheduler.begin(admitted)
+            self._begun = scheduler.begin(admitted) if admitted else []
             if given_up or admitted:
                 shared.observer.queue_changed(len(shared.queue))
                 shared.observer.active_changed(shared.active_sequences)
@@ -179,10 +181,10 @@ class Worker:
         if not scheduler.running:
             return None
         placement = scheduler.place()
-        for running in begun:
+        for running in self._begun:
             shared.observer.admitted(now - running.sequence.submitted_at)
         # Before the step: rows that the encoder writes are no row's parent, see ``assign_rows``.
-        for batch in encoder_batches(begun) if begun else ():
+        for batch in encoder_batches(self._begun):
             self._encode(batch)
         return placement
 
@@ -205,7 +207,7 @@ class Worker:
         left = {running: outcome for running in scheduler.running if (outcome := running.sequence.given_up(now))}
         if left:
             gone += [(running.sequence, outcome, "decoding") for running, outcome in left.items()]
-            scheduler.running = [running for running in scheduler.running if running not in left]
+            scheduler.leave(left)
         return gone
 
     def _encode(self, batch: list[Running]) -> None:
@@ -225,7 +227,7 @@ class Worker:
             parents=placement.parents,
             alone=self._shared.crew.alone,
         )
-        k = max([running.search.candidates_needed for running in self._scheduler.running])
+        k = self._scheduler.candidates_needed
         ids: IntArray
         log_probs: FloatArray | None
         if k == 0:
@@ -236,42 +238,42 @@ class Worker:
         return ids, log_probs
 
     def _collect(self, ids: IntArray, log_probs: FloatArray | None) -> list[tuple[Running, Result]]:
-        """Let every search choose; what has ended leaves, and is returned: nobody has been told yet."""
+        """Let the searches choose; what has ended leaves, and is returned: nobody has been told yet."""
         shared = self._shared
         self._observe_tokens()
+        deciding = self._scheduler.take(ids)
+        if not deciding:
+            return []
         # Plain lists, for a search reads a few numbers at a time.
         ids_of, log_probs_of = ids.tolist(), None if log_probs is None else log_probs.tolist()
-        staying: list[Running] = []
-        leaving: list[tuple[Running, Result]] = []
-        for running in self._scheduler.running:
+        leaving: dict[Running, Result] = {}
+        for running in deciding:
             rows = running.rows
             scores = None if log_probs_of is None else [log_probs_of[row] for row in rows]
             try:
                 chosen = running.search.advance([ids_of[row] for row in rows], scores)
             except Exception:
                 _log.exception("a search failed")
-                leaving.append((running, Result(Outcome.FAILED)))
+                leaving[running] = Result(Outcome.FAILED)
                 continue
             shared.delivery.tokens(running.sequence, chosen.final)
             if chosen.tokens:
                 running.go_on(chosen)
-                staying.append(running)
             else:
-                leaving.append((running, Result(Outcome.FINISHED, running.search.hypotheses())))
+                leaving[running] = Result(Outcome.FINISHED, running.search.hypotheses())
         if leaving:
             with shared.lock:
-                self._scheduler.running = staying
+                self._scheduler.leave(leaving)
                 shared.observer.active_changed(shared.active_sequences)
-        return leaving
+        return list(leaving.items())
 
     def _observe_tokens(self) -> None:
         now = self._shared.clock()
-        running = self._scheduler.running
-        first = [each.sequence for each in running if not each.position]
-        for sequence in first:
-            self._shared.observer.first_token(now - sequence.submitted_at)
-        if len(first) < len(running):
-            self._shared.observer.inter_token(now - self._last_step_at, len(running) - len(first))
+        for running in self._begun:
+            self._shared.observer.first_token(now - running.sequence.submitted_at)
+        if others := len(self._scheduler.running) - len(self._begun):
+            self._shared.observer.inter_token(now - self._last_step_at, others)
+        self._begun = []
         self._last_step_at = now
 
     def _fail(self) -> None:
@@ -280,7 +282,7 @@ class Worker:
         self._failed_rounds += 1
         with shared.lock:
             lost: Items[Sequence] = shared.delivery.open_among(self._taken)
-            self._scheduler.running = []
+            self.clear()
             if not lost:
                 lost = list(shared.queue)
                 shared.queue.remove(lambda _: True)

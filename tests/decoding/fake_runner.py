@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -108,7 +108,7 @@ class FakeRunner:
     def encode(self, *, sources: IntArray, lengths: IntArray, rows: IntArray) -> None:
         self.calls.encoded.append(sources.shape)
         if len(self.calls.encoded) in self._failing_encodes:
-            raise RunnerError("scripted failure of encode")
+            self._fail("encode")
         if not sources.dtype == lengths.dtype == rows.dtype == np.int64:
             raise ShapeError("wanted int64")
         if len({len(sources), len(lengths), len(rows), len(set(rows.tolist()))}) != 1:
@@ -125,7 +125,7 @@ class FakeRunner:
         self.before_step()
         self.calls.stepped_rows.append(len(tokens))
         if len(self.calls.stepped_rows) in self._failing_steps:
-            raise RunnerError("scripted failure of step")
+            self._fail("step")
         count = len(tokens)
         parents = np.arange(count) if parents is None else parents
         for array in (tokens, positions, parents):
@@ -139,6 +139,10 @@ class FakeRunner:
         assert not lost, f"encoded, but not decoded: {lost}"
         self._rows = [*fed, *[None] * (self.limits.max_rows - count)]
         self._logits = np.stack([self._rule(row.source, row.fed[1:]) for row in fed])
+
+    def _fail(self, call: str) -> NoReturn:
+        self._rows = [row if row and not row.fresh else None for row in self._rows]  # nobody will decode them
+        raise RunnerError(f"scripted failure of {call}")
 
     def _feed(self, row: int, token: int, position: int, parent: int) -> _Row:
         before = self._rows[parent]

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from server.decoding.greedy import GreedySearch
 from server.decoding.loop import LoopClosed, QueueFull
-from server.decoding.scheduler import Running, encoder_batches
+from server.decoding.running import Running
+from server.decoding.scheduler import encoder_batches
 from server.decoding.sequence import FinishReason, Outcome, Result
 from tests.decoding.desk import Desk, Job, make_job
 from tests.decoding.fake_runner import FakeRunner, copying_rule, random_rule
