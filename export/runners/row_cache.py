@@ -52,8 +52,10 @@ class RowCaches:
         self.cache_bytes = sum(self._capacities) * token_bytes + self.cross_last.nbytes
         self.source_lengths: NDArray[np.int32] = np.zeros(rows, np.int32)
         # What a row holds, and each place of it: a number of its own for every source and every entry ever written.
+        # Only rows of one source are compared: while no two share one, entries get no numbers.
         self._sources = [0] * rows
         self._sources_written = 0
+        self._shared_sources = False
         self._entries: IntArray = np.zeros((rows, target_capacity), np.int64)
         self._entries_written = 1
         self._numbers: IntArray = np.arange(rows)
@@ -70,7 +72,7 @@ class RowCaches:
         return self._sources
 
     def write_sources(self, memory: Sequence[Values], *, lengths: IntArray, rows: IntArray) -> None:
-        """Write what the encoder gave for a batch of sources, each as far as it is long.
+        """Write what the encoder gave for a batch of sources.
 
         Args:
             memory: for ``cross`` [2 * layers, batch, heads, src_len, head_dim]; for ``cross_last`` [2 * layers, batch,
@@ -82,10 +84,10 @@ class RowCaches:
         if (longest := int(lengths.max())) > self.cross.shape[3]:
             held = np.flatnonzero(self.source_lengths)
             self.cross = _grown(self.cross, longest, most=self._capacities[1], rows=held)
-        for place, (row, length) in enumerate(zip(rows.tolist(), lengths.tolist(), strict=True)):
-            self.cross[:, row, :, :length] = cross[:, place, :, :length]
-            self._sources_written += 1
-            self._sources[row] = self._sources_written
+        self.cross[:, rows, :, :longest] = cross[:, :, :, :longest]
+        for number, row in enumerate(rows.tolist(), self._sources_written + 1):
+            self._sources[row] = number
+        self._sources_written += len(rows)
         self.source_lengths[rows] = lengths
 
     def write_step(self, positions: Sequence[int]) -> None:
@@ -93,9 +95,10 @@ class RowCaches:
         if (needed := max(positions) + 1) > self.own.shape[3]:
             live = np.arange(len(positions))
             self.own = _grown(self.own, needed, most=self._capacities[0], rows=live)
-        self._steps.append(positions)
-        if len(self._steps) == _STEPS_PUT_OFF:
-            self._number_entries()
+        if self._shared_sources:
+            self._steps.append(positions)
+            if len(self._steps) == _STEPS_PUT_OFF:
+                self._number_entries()
 
     def _number_entries(self) -> None:
         """Give every entry that was written since the last time its number."""
@@ -106,7 +109,7 @@ class RowCaches:
         self._steps.clear()
 
     def move(self, parents: Sequence[int], *, positions: Sequence[int]) -> None:
-        """Let each row continue the caches of its parent.
+        """Let each row continue the caches of its parent; what lies beyond these rows is lost.
 
         Hypotheses of one search differ in their last few places only: no more of them is copied.
 
@@ -114,24 +117,37 @@ class RowCaches:
             parents: of each row, any mapping.
             positions: tokens that each row takes over from its parent.
         """
-        self._number_entries()
         moved = [(row, parent) for row, parent in enumerate(parents) if parent != row]
         if not moved:
             return
-        rows, origins = map(list, zip(*moved, strict=True))
-        end = max([positions[row] for row in rows])
-        held = self._sources
-        within = [move for move in moved if held[move[0]] == held[move[1]]]
+        held, rows = self._sources, len(parents)
         across = [move for move in moved if held[move[0]] != held[move[1]]]
-        starts = self._where_rows_part(within, end=end)
-        _move_rows(
-            self.own,
-            [(*move, start, positions[move[0]]) for move, start in zip(within, starts, strict=True)]
-            + [(*move, 0, positions[move[0]]) for move in across],
-        )
-        self._entries[rows, :end] = self._entries[origins, :end]
+        parts = [(*move, 0, positions[move[0]]) for move in across]
+        shared_before = self._shared_sources
+        self._shared_sources = len({held[parent] for parent in parents}) < rows
+        if shared_before or self._shared_sources:
+            parts += self._move_entries(moved, positions=positions)
+        _move_rows(self.own, parts)
         if across:
             self._move_sources(across)
+        held[rows:] = [0] * (len(held) - rows)
+
+    def _move_entries(
+        self, moves: Sequence[tuple[int, int]], *, positions: Sequence[int]
+    ) -> list[tuple[int, int, int, int]]:
+        """Take note of what rows hold after some moves, each (to, from).
+
+        Returns:
+            What is to be copied between rows of one source: each (to, from, first place, end).
+        """
+        self._number_entries()
+        held = self._sources
+        rows, origins = map(list, zip(*moves, strict=True))
+        end = max([positions[row] for row in rows])
+        within = [move for move in moves if held[move[0]] == held[move[1]]]
+        starts = self._where_rows_part(within, end=end)
+        self._entries[rows, :end] = self._entries[origins, :end]
+        return [(*move, start, positions[move[0]]) for move, start in zip(within, starts, strict=True)]
 
     def _where_rows_part(self, moves: Sequence[tuple[int, int]], *, end: int) -> list[int]:
         """For each (to, from) the first place below ``end`` where the two rows differ; ``end``: nowhere."""

@@ -45,8 +45,10 @@ def test_rows_hold_what_their_parents_held_under_any_mapping(seed: int, open_run
     draw = np.random.default_rng(seed)
     rows: list[Row | None] = [None] * 7
     worst = 0.0
+    live = 0
     for turn in range(25):
-        joining = [int(row) for row in draw.permutation(7)[: draw.integers(0, 4)]] if turn else list(range(7))
+        # Those that were not live in the last step have lost what they held.
+        joining = sorted({*draw.permutation(7)[: draw.integers(0, 4)].tolist(), *range(live, 7)})
         if joining:
             sources = sources_of(draw.integers(1, 20, len(joining)), vocab=VOCAB, seed=100 * seed + turn)
             array, lengths = padded(sources)
@@ -154,6 +156,21 @@ def test_hypotheses_of_one_search_move_from_the_place_where_they_part(
     assert caches.own[0, 1, 0, :4, 0].tolist() == [-1.0, 2.0, 3.0, 5.0]
     caches.move([1, 1, 0], positions=[4, 4, 4])
     assert caches.own[0, :, 0, 1:4, 0].tolist() == [[2.0, 3.0, 5.0], [2.0, 3.0, 5.0], [2.0, 4.0, 6.0]]
+
+
+def test_a_search_that_narrows_to_one_hypothesis_and_widens_again_moves_all_that_is_new(tiny_bundle: Bundle) -> None:
+    dims = tiny_bundle.manifest.dims
+    caches = RowCaches(dims, rows=2, source_capacity=4, target_capacity=8, dtype=np.dtype(np.float32))
+    memory = [np.ones((4, 1, 4, 2, 8), np.float32), np.ones((4, 1, 1, 32), np.float32)]
+    caches.write_sources(memory, lengths=np.array([2]), rows=np.array([0]))
+    caches.write_step([0])
+    caches.move([0, 0], positions=[1, 1])
+    caches.write_step([1, 1])
+    caches.move([1], positions=[2])
+    caches.own[:, 0, :, 2] = 7.0
+    caches.write_step([2])
+    caches.move([0, 0], positions=[3, 3])
+    assert (caches.own[:, 1, :, 2] == 7.0).all()
 
 
 def test_a_row_that_is_encoded_anew_forgets_its_former_source(open_runner: Open) -> None:
