@@ -24,17 +24,10 @@ OUTPUT_FILE = "output.npz"
 
 
 def ort_encoder_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
-    """Sources to every decoder layer's cross-attention keys and values, of dtype ``cached``, in buffer order.
-
-    Those of each source's last token come once more, in float32 and with all heads side by side: a step hands them to
-    an operator that always appends.
-    """
+    """Sources to every decoder layer's cross-attention keys and values, of dtype ``cached``, in buffer order."""
     return GraphContract(
         inputs=(spec("tokens", np.int64, "batch", "src_len"), spec("lengths", np.int32, "batch")),
-        outputs=(
-            encoder_memory(dimensions, cached),
-            spec("cross_last", np.float32, 2 * dimensions.decoder_layers, "batch", 1, dimensions.attention_width),
-        ),
+        outputs=(encoder_memory(dimensions, cached),),
     )
 
 
@@ -43,8 +36,8 @@ def ort_step_contract(
 ) -> GraphContract:
     """One token per row to logits. Each ``present_*`` is bound to the buffer of its ``past_*``: updated in place.
 
-    ``cross_*`` is read and written alike (``cross_present_*``): a step writes ``cross_last_*`` where it already stands.
-    The caches are of dtype ``cached``.
+    ``cross_*`` is bound to ``cross_present_*`` alike, though a step only reads it: the operator wants the outputs. The
+    caches are of dtype ``cached``.
 
     Args:
         dimensions: sizes of the model.
@@ -53,7 +46,6 @@ def ort_step_contract(
             the last projection is given.
     """
     own, cross = step_cache_shapes(dimensions)
-    last = ("rows", 1, dimensions.attention_width)
     candidates = output_inputs(dimensions, cached) if shortlisted else ()
     logits = "candidates" if shortlisted else dimensions.padded_target_vocab
     return GraphContract(
@@ -65,7 +57,6 @@ def ort_step_contract(
             spec("longest_source", np.int32, 1),
             *caches("past", dimensions, cached, own),
             *caches("cross", dimensions, cached, cross),
-            *caches("cross_last", dimensions, np.dtype(np.float32), last),
             *candidates,
         ),
         outputs=(

@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from export.graphs.builder import MICROSOFT, GraphBuilder
 from export.graphs.description import ModelDescription
-from export.graphs.flavour import PARTS, memory_caches
+from export.graphs.flavour import PARTS
 from export.graphs.numbers.format import NumberFormat
 
 _INPUTS_BEFORE_SCALES = 5  # of rotary embeddings, bias and sinks, which these models do not have
@@ -26,12 +26,10 @@ class OrtEncoderAttention:
         self._graph = graph
         self._numbers = numbers
         self._operator = _operator(model)
-        self._layers, self._width = model.dims.decoder_layers, model.dims.attention_width
+        self._width = model.dims.attention_width
         self._last_places = graph.op("Sub", "lengths", graph.constant(1, np.int32))
         self._src_len = graph.op("Cast", graph.op("Shape", "tokens", start=1, end=2), to=TensorProto.INT32)
         self._packed_shape = graph.op("Concat", graph.op("Shape", "tokens"), graph.constant([3 * self._width]), axis=0)
-        last = graph.op("Cast", self._last_places, to=TensorProto.INT64)
-        self._last_index = graph.op("Unsqueeze", last, graph.constant([-1]))
 
     def attend(self, query_key_value: str) -> str:
         """[positions, 3 * attention_width] -> [positions, attention_width]."""
@@ -47,24 +45,12 @@ class OrtEncoderAttention:
         return graph.op("Reshape", attended, graph.constant([-1, self._width])) if self._numbers.flat else attended
 
     def keep(self, memory: str) -> None:
-        """Give out all keys and values [batch, src_len, 2 * layers, heads, head_dim]; each source's last ones anew."""
-        graph = self._graph
-        graph.op("Transpose", memory, perm=[2, 0, 3, 1, 4], output="cross")
-        last = graph.op("GatherND", memory, self._last_index, batch_dims=1)
-        last = graph.op("Transpose", last, perm=[1, 0, 2, 3])
-        names = memory_caches(self._layers)
-        scales = [scale for name in names if (scale := self._numbers.cache_scale(name)) is not None]
-        if scales:  # a multiple of the scale comes back as the level that it was
-            last = graph.op("DequantizeLinear", last, graph.constant(scales, np.float32), axis=0)
-        graph.op("Reshape", last, graph.constant([len(names), -1, 1, self._width]), output="cross_last")
+        """Give out all cross-attention keys and values: [batch, src_len, 2 * layers, heads, head_dim]."""
+        self._graph.op("Transpose", memory, perm=[2, 0, 3, 1, 4], output="cross")
 
 
 class OrtStepAttention:
-    """GroupQueryAttention over caches whose past and present are one buffer; rows are ragged at no cost.
-
-    Cross-attention appends the source's last key and value anew at their own place: the operator always appends, and
-    this leaves the cache as it was.
-    """
+    """GroupQueryAttention over caches whose past and present are one buffer; rows are ragged at no cost."""
 
     def __init__(self, graph: GraphBuilder, model: ModelDescription, *, numbers: NumberFormat) -> None:
         self._graph = graph
@@ -73,6 +59,7 @@ class OrtStepAttention:
         self._width = model.dims.attention_width
         self._positions = graph.op("Cast", "positions", to=TensorProto.INT32)
         self._last_source = graph.op("Sub", "source_lengths", graph.constant(1, np.int32))
+        self._nothing = ""  # keys and values of no token
 
     def attend_self(self, layer: int, query_key_value: str) -> str:
         """Append to the row's own cache and attend to it: [rows, 3 * attention_width] -> [rows, attention_width]."""
@@ -85,10 +72,13 @@ class OrtStepAttention:
 
     def attend_cross(self, layer: int, query: str) -> str:
         """Attend to the row's source: [rows, attention_width] -> [rows, attention_width]."""
-        last = (f"cross_last_key_{layer}", f"cross_last_value_{layer}")
+        graph, query = self._graph, self._apart(query, self._width)
+        if not self._nothing:
+            none, places = graph.constant([0]), graph.constant([1])
+            self._nothing = graph.op("Slice", query, none, none, places)
         caches = (f"cross_key_{layer}", f"cross_value_{layer}")
         return self._attend(
-            (self._apart(query, self._width), *last, *caches, self._last_source, "longest_source"),
+            (query, self._nothing, self._nothing, *caches, self._last_source, "longest_source"),
             present=(f"cross_present_key_{layer}", f"cross_present_value_{layer}"),
             scales=self._scales(f"decoder.{layer}.cross_attention"),
         )

@@ -117,7 +117,7 @@ class OrtCpuRunner:
         """
         self._check_open()
         check_sources(self._dims, self.limits, sources=sources, lengths=lengths, rows=rows)
-        memory = run_graph(self._encoder, {"tokens": sources, "lengths": lengths.astype(np.int32)})
+        (memory,) = run_graph(self._encoder, {"tokens": sources, "lengths": lengths.astype(np.int32)})
         self._caches.write_sources(memory, lengths=lengths, rows=rows)
         self._vocabulary.take_sources(sources, lengths=lengths, rows=rows, held=self._caches.sources)
 
@@ -190,7 +190,6 @@ class OrtCpuRunner:
         layers = self._dims.decoder_layers
         own = [cache[:rows] for cache in self._caches.own]
         cross = [cache[:rows] for cache in self._caches.cross]
-        last = [cache[:rows] for cache in self._caches.cross_last]
         chosen, logits = self._vocabulary.buffers(rows)
         inputs: dict[str, NDArray[Any]] = {
             "tokens": self._tokens[:rows],
@@ -200,7 +199,6 @@ class OrtCpuRunner:
             "longest_source": self._longest_source,
             **dict(zip(cache_names("past", layers), own, strict=True)),
             **dict(zip(cache_names("cross", layers), cross, strict=True)),
-            **dict(zip(cache_names("cross_last", layers), last, strict=True)),
             **chosen,
         }
         outputs: dict[str, NDArray[Any]] = {

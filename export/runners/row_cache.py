@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.contract import ModelDimensions
-from export.runners.protocol import FloatArray, IntArray, ShapeError
+from export.runners.protocol import IntArray, ShapeError
 
 Values = NDArray[Any]
 """Keys or values, in the dtype that the model's graphs keep them in."""
@@ -33,7 +33,6 @@ class RowCaches:
         own: self-attention keys and values, one row per hypothesis; anew where the capacity has grown.
         cross: cross-attention keys and values of the row's source; likewise.
         cache_bytes: address space of all buffers at their largest.
-        cross_last: those of its last token once more: float32 [2 * layers, rows, 1, heads * head_dim].
         source_lengths: int32 [rows], tokens of each row's source; 0: the row never held one.
     """
 
@@ -47,9 +46,8 @@ class RowCaches:
             _zeros((buffers, rows, dims.heads, min(_SMALLEST_CAPACITY, most), dims.head_dim), dtype)
             for most in self._capacities
         )
-        self.cross_last: FloatArray = np.zeros((buffers, rows, 1, dims.attention_width), np.float32)
         token_bytes = buffers * rows * dims.attention_width * dtype.itemsize
-        self.cache_bytes = sum(self._capacities) * token_bytes + self.cross_last.nbytes
+        self.cache_bytes = sum(self._capacities) * token_bytes
         self.source_lengths: NDArray[np.int32] = np.zeros(rows, np.int32)
         # What a row holds, and each place of it: a number of its own for every source and every entry ever written.
         # Only rows of one source are compared: while no two share one, entries get no numbers.
@@ -71,20 +69,18 @@ class RowCaches:
         """What source each row holds: a number of its own for every source ever written."""
         return self._sources
 
-    def write_sources(self, memory: Sequence[Values], *, lengths: IntArray, rows: IntArray) -> None:
+    def write_sources(self, memory: Values, *, lengths: IntArray, rows: IntArray) -> None:
         """Write what the encoder gave for a batch of sources.
 
         Args:
-            memory: for ``cross`` [2 * layers, batch, heads, src_len, head_dim]; for ``cross_last`` [2 * layers, batch,
-                1, heads * head_dim].
+            memory: [2 * layers, batch, heads, src_len, head_dim].
             lengths: int64 [batch].
             rows: int64 [batch], the row of each source.
         """
-        cross, self.cross_last[:, rows] = memory
         if (longest := int(lengths.max())) > self.cross.shape[3]:
             held = np.flatnonzero(self.source_lengths)
             self.cross = _grown(self.cross, longest, most=self._capacities[1], rows=held)
-        self.cross[:, rows, :, :longest] = cross[:, :, :, :longest]
+        self.cross[:, rows, :, :longest] = memory[:, :, :, :longest]
         for number, row in enumerate(rows.tolist(), self._sources_written + 1):
             self._sources[row] = number
         self._sources_written += len(rows)
@@ -116,15 +112,21 @@ class RowCaches:
         Args:
             parents: of each row, any mapping.
             positions: tokens that each row takes over from its parent.
+
+        Raises:
+            ShapeError: a parent has lost what it held.
         """
         moved = [(row, parent) for row, parent in enumerate(parents) if parent != row]
         if not moved:
             return
         held, rows = self._sources, len(parents)
+        sources = {held[parent] for parent in parents}
+        if 0 in sources:
+            lost = next(parent for parent in parents if not held[parent])
+            raise ShapeError(f"parents: got row {lost}, which holds nothing, wanted rows that were live or encoded since")
         across = [move for move in moved if held[move[0]] != held[move[1]]]
         parts = [(*move, 0, positions[move[0]]) for move in across]
-        shared_before = self._shared_sources
-        self._shared_sources = len({held[parent] for parent in parents}) < rows
+        shared_before, self._shared_sources = self._shared_sources, len(sources) < rows
         if shared_before or self._shared_sources:
             parts += self._move_entries(moved, positions=positions)
         _move_rows(self.own, parts)
@@ -163,7 +165,6 @@ class RowCaches:
         lengths = [int(self.source_lengths[origin]) for _, origin in moves]
         sources = [self._sources[origin] for _, origin in moves]
         _move_rows(self.cross, [(*move, 0, length) for move, length in zip(moves, lengths, strict=True)])
-        _move_rows(self.cross_last[:, :, :, None], [(*move, 0, 1) for move in moves])
         for (row, _), length, source in zip(moves, lengths, sources, strict=True):
             self.source_lengths[row] = length
             self._sources[row] = source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Items
+from itertools import pairwise
 
 import numpy as np
 
@@ -154,33 +155,35 @@ def _source_tokens(running: Running) -> int:
     return len(running.sequence.source)
 
 
-def encoder_batches(begun: Iterable[Running]) -> list[list[Running]]:
+def encoder_batches(begun: Items[Running]) -> list[list[Running]]:
     """Split newcomers into the encoder batches that cost least, each padded to its longest source.
 
     A batch costs its tokens, padding included, and as much again as ``_BATCH_COST_TOKENS``: each run reads all weights
     anew.
     """
+    if not begun:
+        return []
     longest_first = sorted(begun, key=_source_tokens, reverse=True)
     lengths = [len(running.sequence.source) for running in longest_first]
-    costs, starts = [0], [0]  # of the best split of the first n, and where its last batch begins
-    for end in range(1, len(lengths) + 1):
-        cost, start = min(
-            (costs[start] + _BATCH_COST_TOKENS + lengths[start] * (end - start), start) for start in range(end)
+    # A cut between sources of one length saves nothing.
+    cuts = [place for place, (longer, shorter) in enumerate(pairwise(lengths), 1) if longer > shorter]
+    best = {0: (0, 0)}  # by place of a cut: what the best split before it costs, and where its last batch begins
+    for end in (*cuts, len(lengths)):
+        best[end] = min(
+            (cost + _BATCH_COST_TOKENS + lengths[start] * (end - start), start) for start, (cost, _) in best.items()
         )
-        costs.append(cost)
-        starts.append(start)
     batches: list[list[Running]] = []
     end = len(lengths)
     while end:
-        batches.append(longest_first[starts[end] : end])
-        end = starts[end]
+        _, start = best[end]
+        batches.append(longest_first[start:end])
+        end = start
     return batches
 
 
 def pad_sources(sources: Items[Items[int]], *, pad_id: int) -> tuple[IntArray, IntArray]:
     """An encoder batch: sources int64 [batch, src_len], filled on the right, and their lengths int64 [batch]."""
-    lengths = np.array([len(source) for source in sources], dtype=np.int64)
-    batch = np.full((len(sources), int(lengths.max())), pad_id, dtype=np.int64)
-    for line, source in zip(batch, sources, strict=True):
-        line[: len(source)] = source
-    return batch, lengths
+    lengths = [len(source) for source in sources]
+    longest = max(lengths)
+    lines = [[*source, *[pad_id] * (longest - length)] for source, length in zip(sources, lengths, strict=True)]
+    return np.array(lines, np.int64), np.array(lengths, np.int64)

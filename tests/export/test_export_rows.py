@@ -78,13 +78,10 @@ def test_a_reorder_within_one_source_leaves_cross_attention_where_it_is(tiny_bun
     )
     of_buffer = np.arange(1.0, len(caches.cross) + 1, dtype=np.float32)[:, None, None, None]
     memory = of_buffer[..., None] * np.ones((1, 1, 4, 2, 8), np.float32)
-    caches.write_sources(
-        [memory, -of_buffer * np.ones((1, 1, 1, 32), np.float32)], lengths=np.array([2]), rows=np.array([0])
-    )
+    caches.write_sources(memory, lengths=np.array([2]), rows=np.array([0]))
     caches.move([0, 0], positions=[0, 0])
     assert caches.source_lengths.tolist() == [2, 2, 0]
     assert np.array_equal(caches.cross[:, 1, :, :2], caches.cross[:, 0, :, :2])
-    assert (caches.cross_last[:, :2, 0] == -1.0 - np.arange(len(caches.cross))[:, None, None]).all()
 
     for position in range(3):
         caches.write_step([position, position])
@@ -106,17 +103,16 @@ def test_caches_begin_small_and_keep_what_they_hold_as_they_grow(
     largest, draw = caches.cache_bytes, np.random.default_rng(4)
     assert caches.layout == (4, 4)
 
-    def source(length: int) -> list[np.ndarray]:
-        cross = draw.normal(size=(4, 1, 4, length, 8)).astype(np.float32)
-        return [cross, np.zeros((4, 1, 1, 32), np.float32)]
+    def source(length: int) -> np.ndarray:
+        return draw.normal(size=(4, 1, 4, length, 8)).astype(np.float32)
 
     short, long = source(3), source(5)
     caches.write_sources(short, lengths=np.array([3]), rows=np.array([1]))
     assert caches.layout == (4, 4)
     caches.write_sources(long, lengths=np.array([5]), rows=np.array([0]))
     assert caches.layout == (4, 6), "as many as it will ever be asked for, where that is less than twice as many"
-    assert np.array_equal(caches.cross[:, 1, :, :3], short[0][:, 0])
-    assert np.array_equal(caches.cross[:, 0, :, :5], long[0][:, 0])
+    assert np.array_equal(caches.cross[:, 1, :, :3], short[:, 0])
+    assert np.array_equal(caches.cross[:, 0, :, :5], long[:, 0])
 
     written = draw.normal(size=(20, *caches.own[:, :2, :, 0].shape)).astype(np.float32)
     for position, values in enumerate(written):
@@ -124,7 +120,7 @@ def test_caches_begin_small_and_keep_what_they_hold_as_they_grow(
         caches.own[:, :2, :, position] = values
         assert caches.layout[0] == {0: 4, 4: 8, 8: 16, 16: 30}[max(at for at in (0, 4, 8, 16) if at <= position)]
     assert np.array_equal(np.moveaxis(caches.own[:, :2, :, :20], 3, 0), written)
-    assert caches.own.nbytes + caches.cross.nbytes + caches.cross_last.nbytes == largest
+    assert caches.own.nbytes + caches.cross.nbytes == largest
 
 
 @pytest.mark.parametrize("put_off", [1, 3, 256])
@@ -134,7 +130,7 @@ def test_hypotheses_of_one_search_move_from_the_place_where_they_part(
     monkeypatch.setattr(row_cache, "_STEPS_PUT_OFF", put_off)
     dims = tiny_bundle.manifest.dims
     caches = RowCaches(dims, rows=3, source_capacity=4, target_capacity=8, dtype=np.dtype(np.float32))
-    memory = [np.ones((4, 1, 4, 2, 8), np.float32), np.ones((4, 1, 1, 32), np.float32)]
+    memory = np.ones((4, 1, 4, 2, 8), np.float32)
     caches.write_sources(memory, lengths=np.array([2]), rows=np.array([0]))
 
     def write(*values: float) -> None:
@@ -161,7 +157,7 @@ def test_hypotheses_of_one_search_move_from_the_place_where_they_part(
 def test_a_search_that_narrows_to_one_hypothesis_and_widens_again_moves_all_that_is_new(tiny_bundle: Bundle) -> None:
     dims = tiny_bundle.manifest.dims
     caches = RowCaches(dims, rows=2, source_capacity=4, target_capacity=8, dtype=np.dtype(np.float32))
-    memory = [np.ones((4, 1, 4, 2, 8), np.float32), np.ones((4, 1, 1, 32), np.float32)]
+    memory = np.ones((4, 1, 4, 2, 8), np.float32)
     caches.write_sources(memory, lengths=np.array([2]), rows=np.array([0]))
     caches.write_step([0])
     caches.move([0, 0], positions=[1, 1])
