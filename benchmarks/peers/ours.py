@@ -53,13 +53,13 @@ class Ours:
             if len(results) == len(work.sources):
                 all_ended.set()
 
+        # One for many texts, as the texts of a call have it.
+        options = {
+            output: SearchOptions(beam_size=work.beam_size, max_output_tokens=output) for output in set(work.outputs)
+        }
         self._loop.submit(
             [
-                Job(
-                    source,
-                    SearchOptions(beam_size=work.beam_size, max_output_tokens=output),
-                    on_finished=partial(finish, index),
-                )
+                Job(source, options[output], on_finished=partial(finish, index))
                 for index, (source, output) in enumerate(zip(work.sources, work.outputs, strict=True))
             ]
         )

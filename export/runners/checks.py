@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from export import contract
 from export.contract import ModelDimensions
@@ -52,6 +52,21 @@ def check_step(
     origins = parents.tolist()
     check_range("parents", origins, 0, limits.max_rows)
     return given, places, origins
+
+
+def check_onward(
+    limits: RunnerLimits, steps: int, *, positions: Sequence[int], rows: int, origins: Mapping[int, int]
+) -> None:
+    """Hold the arguments of ``Runner.go_on`` against where the rows of the last step are, ``positions``.
+
+    Raises:
+        ShapeError: there are not so many rows, or one would get longer than it may.
+    """
+    check_size("rows", rows, len(positions))
+    if origins:
+        check_range("origins", list(origins), 0, rows)
+        check_range("origins", list(origins.values()), 0, len(positions))
+    check_size("steps", steps, limits.max_output_tokens - 1 - max(positions))
 
 
 def check_size(name: str, got: int, largest: int) -> None:

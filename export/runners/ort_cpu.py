@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,19 @@ from numpy.typing import NDArray
 from export import contract
 from export.bundle import Bundle
 from export.contract import cache_names
-from export.runners.checks import check_size, check_sources, check_step
+from export.runners.checks import check_onward, check_size, check_sources, check_step
 from export.runners.ort_loading import TARGET, Sessions
 from export.runners.ort_session import Arrays, BoundGraph, run_graph
 from export.runners.processor import describe_processor
-from export.runners.protocol import Candidates, FloatArray, IntArray, RunnerError, RunnerLimits, ShapeError
+from export.runners.protocol import (
+    Candidates,
+    FloatArray,
+    IntArray,
+    RunnerError,
+    RunnerLimits,
+    ShapeError,
+    parent_rows,
+)
 from export.runners.row_cache import RowCaches
 
 _ENCODE_TOKENS = 320  # about as long as a step of a full batch
@@ -61,6 +70,7 @@ class OrtCpuRunner:
         self._longest_target = np.zeros(1, np.int32)
         self._longest_source = np.zeros(1, np.int32)
         self._rows = 0
+        self._best: IntArray | None = None  # tokens of the last step, once somebody has asked
         self._closed = False
 
     @classmethod
@@ -142,25 +152,57 @@ class OrtCpuRunner:
         if origins is not None:
             self._caches.move(origins, positions=places)
         self._longest_source[0] = self._caches.longest_source(rows)
-        self._caches.write_step(places)
         self._tokens[:rows] = tokens
         self._positions[:rows] = positions
-        self._longest_target[0] = max(places) + 1
-        self._rows = 0
-        if self._bound_layout != self._caches.layout:
-            self._bound_step.clear()
-            self._bound_layout = self._caches.layout
-        session = self._step.of(alone=alone)
-        if session not in self._bound_step:
-            self._bound_step[session] = BoundGraph(session)
-        vocabulary = self._vocabulary.prepare(self._caches.sources[:rows])
-        self._bound_step[session].run((rows, vocabulary), lambda: self._step_buffers(rows))
-        self._rows = rows
+        self._run_step(places, alone=alone)
+
+    def go_on(
+        self, steps: int, *, end_id: int, rows: int, origins: Mapping[int, int] | None = None, alone: bool = True
+    ) -> IntArray:
+        """Run further steps, in each of which every live row goes on with its best token, as ``argmax`` gives it.
+
+        They end early, after one in which ``end_id`` was best for some row.
+
+        Args:
+            steps: at most so many, at least 1.
+            end_id: the end token.
+            rows: live rows from now on, at most as many as in the last step.
+            origins: the row that a row continues, by that row; those that are not in it continue themselves.
+            alone: as of ``step``.
+
+        Returns:
+            Best token of each row after each step: int64 [steps, rows].
+
+        Raises:
+            ShapeError: there are not so many rows, or one would get longer than ``limits.max_output_tokens``.
+            RunnerError: the runtime failed.
+        """
+        best = self.argmax() if self._best is None else self._best
+        places = self._positions[: len(best)].tolist()
+        check_onward(self.limits, steps, positions=places, rows=rows, origins=origins or {})
+        if origins:
+            parents = parent_rows(rows, origins)
+            best, self._positions[:rows] = best[parents], self._positions[parents]
+            self._caches.move(parents.tolist(), positions=(self._positions[:rows] + 1).tolist())
+        best, tokens, positions = best[:rows], self._tokens[:rows], self._positions[:rows]
+        if rows < len(places) or origins:
+            self._longest_source[0] = self._caches.longest_source(rows)
+        taken = []
+        for _ in range(steps):
+            tokens[:] = best
+            positions += 1
+            self._run_step(positions.tolist(), alone=alone)
+            best = self._vocabulary.argmax(rows)
+            taken.append(best)
+            if end_id in best.tolist():
+                break
+        self._best = best
+        return np.array(taken)
 
     def argmax(self) -> IntArray:
         """Best token of each row of the last step: int64 [rows]; the lowest id where several are equal."""
-        rows = self._stepped_rows()
-        return self._vocabulary.argmax(rows)
+        self._best = self._vocabulary.argmax(self._stepped_rows())
+        return self._best
 
     def top_k(self, k: int) -> Candidates:
         """The ``k`` best tokens of each row of the last step, with log-probs.
@@ -185,6 +227,22 @@ class OrtCpuRunner:
         if not self._closed:
             self._closed = True
             del self._encoder, self._step, self._bound_step, self._vocabulary, self._caches
+
+    def _run_step(self, positions: list[int], *, alone: bool) -> None:
+        """Run the step of as many rows as there are positions; all else that it reads is in its place."""
+        rows = len(positions)
+        self._caches.write_step(positions)
+        self._longest_target[0] = max(positions) + 1
+        self._rows, self._best = 0, None
+        if self._bound_layout != self._caches.layout:
+            self._bound_step.clear()
+            self._bound_layout = self._caches.layout
+        session = self._step.of(alone=alone)
+        if session not in self._bound_step:
+            self._bound_step[session] = BoundGraph(session)
+        vocabulary = self._vocabulary.prepare(self._caches.sources[:rows])
+        self._bound_step[session].run((rows, vocabulary), lambda: self._step_buffers(rows))
+        self._rows = rows
 
     def _step_buffers(self, rows: int) -> tuple[Arrays, Arrays]:
         layers = self._dims.decoder_layers

@@ -6,6 +6,7 @@ in ``parents``, the row whose cache it continues.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -56,6 +57,13 @@ class Candidates(NamedTuple):
 
     ids: IntArray
     log_probs: FloatArray
+
+
+def parent_rows(rows: int, origins: Mapping[int, int]) -> IntArray:
+    """``parents`` of ``Runner.step`` that mean the same as ``origins`` of ``Runner.go_on``: int64 [rows]."""
+    parents = np.arange(rows)
+    parents[list(origins)] = list(origins.values())
+    return parents
 
 
 class Runner(Protocol):
@@ -120,6 +128,28 @@ class Runner(Protocol):
         Raises:
             ShapeError: a shape does not fit, or exceeds ``limits``.
             RunnerError: the device failed.
+        """
+
+    def go_on(
+        self, steps: int, *, end_id: int, rows: int, origins: Mapping[int, int] | None = None, alone: bool = True
+    ) -> IntArray:
+        """Run further steps, in each of which every live row goes on with its best token, as ``argmax`` gives it.
+
+        They end early, after one in which ``end_id`` was best for some row.
+
+        Args:
+            steps: at most so many, at least 1.
+            end_id: the end token.
+            rows: live rows from now on, at most as many as in the last step.
+            origins: the row that a row continues, by that row; those that are not in it continue themselves.
+            alone: as of ``step``.
+
+        Returns:
+            Best token of each row after each step: int64 [steps, rows].
+
+        Raises:
+            ShapeError: there are not so many rows, or one would get longer than ``limits.max_output_tokens``.
+            RunnerError: the runtime failed.
         """
 
     def argmax(self) -> IntArray:

@@ -80,8 +80,12 @@ class RowCaches:
         if (longest := int(lengths.max())) > self.cross.shape[3]:
             held = np.flatnonzero(self.source_lengths)
             self.cross = _grown(self.cross, longest, most=self._capacities[1], rows=held)
-        self.cross[:, rows, :, :longest] = memory[:, :, :, :longest]
-        for number, row in enumerate(rows.tolist(), self._sources_written + 1):
+        held_by = rows.tolist()
+        # Rows that follow each other, as newcomers mostly have them, are one piece of the buffer.
+        follow = held_by == list(range(held_by[0], held_by[0] + len(held_by)))
+        where = slice(held_by[0], held_by[-1] + 1) if follow else rows
+        self.cross[:, where, :, :longest] = memory[:, :, :, :longest]
+        for number, row in enumerate(held_by, self._sources_written + 1):
             self._sources[row] = number
         self._sources_written += len(rows)
         self.source_lengths[rows] = lengths

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 
 from export.runners.protocol import RunnerLimits
-from server.decoding.sequence import Sequence
+from server.decoding.sequence import SearchOptions, Sequence
 from server.decoding.waiting import WaitingQueue
 
 DEFAULT_RETRY_AFTER_S = 1.0
@@ -109,14 +109,21 @@ class Admission:
                 )
 
 
-def check_fits(sequence: Sequence, limits: RunnerLimits) -> None:
+def check_fit(sequences: Items[Sequence], limits: RunnerLimits) -> None:
     """Refuse what the runner could never decode.
 
     Raises:
         ValueError: a size is out of the runner's bounds; the message names got and wanted.
     """
-    options = sequence.options
-    _check_bounds("source tokens", len(sequence.source), limits.max_source_tokens)
+    checked: SearchOptions | None = None
+    for sequence in sequences:
+        _check_bounds("source tokens", len(sequence.source), limits.max_source_tokens)
+        if sequence.options is not checked:  # a call's texts share them
+            checked = sequence.options
+            _check_options(checked, limits)
+
+
+def _check_options(options: SearchOptions, limits: RunnerLimits) -> None:
     _check_bounds("beam_size", options.beam_size, min(limits.max_rows, limits.max_candidates - 1))
     _check_bounds("num_hypotheses", options.num_hypotheses, options.beam_size)
     # At least one token that is chosen; where the end is forced, it may be the end token.

@@ -37,8 +37,10 @@ class GreedySearch:
     @property
     def certain_steps(self) -> int:
         """So many steps from now on take the best token, whatever it is, unless it is the end token."""
-        ends = (self._options.max_output_tokens - 1, *self._forced)
-        return min([place for place in ends if place >= len(self._tokens)]) - len(self._tokens)
+        place, last = len(self._tokens), self._options.max_output_tokens - 1
+        if self._forced:
+            last = min([last, *[forced for forced in self._forced if forced >= place]])
+        return last - place
 
     def follow(self, tokens: Items[int]) -> None:
         """Take the best tokens of as many certain steps, none of them the end token."""

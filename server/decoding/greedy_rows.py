@@ -8,13 +8,12 @@ the host then hardly grows with its rows.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
-from export.runners.protocol import IntArray
+from export.runners.protocol import IntArray, parent_rows
 from server.decoding.greedy import GreedySearch
-from server.decoding.running import Placement, Running
+from server.decoding.running import Onward, Placement, Running
 
 _LONGEST_LOG = 256
 
@@ -58,20 +57,26 @@ class _Row:
 class GreedyRows:
     """The rows of one worker, as long as all its sequences are plain.
 
-    Between two steps sequences may ``leave`` and ``join``; then ``place`` gives the next step's inputs, and ``take``
-    takes what came of it.
+    Between two steps sequences may ``leave`` and ``join``; then ``place`` tells what to run, and ``take`` takes what
+    came of it.
     """
 
-    def __init__(self, running: Iterable[Running], placement: Placement, *, end_id: int) -> None:
-        """Take over sequences that have just been placed."""
+    def __init__(self, *, end_id: int) -> None:
+        """Begin with none."""
         self._end_id = end_id
-        self._log: list[list[int]] = []  # the best token of each row, step by step
-        self._rows = [_Row(each, steps=0) for each in sorted(running, key=lambda each: each.rows)]
-        self._tokens, self._positions = placement.tokens, placement.positions
-        self._next_due = self._first_due()
+        self._rows: list[_Row] = []
+        self._last: list[int] = []  # token of each row
+        self._log: list[list[int]] = []  # best token of each row, step by step
+        self._next_due = 0
         self._asked: list[int] = []
         self._left: set[int] = set()
         self._newcomers: list[Running] = []
+
+    def adopt(self, running: Iterable[Running], placement: Placement) -> None:
+        """Take over all sequences as they have just been placed."""
+        self._rows = [_Row(each, steps=0) for each in sorted(running, key=lambda each: each.rows)]
+        self._last = placement.tokens.tolist()
+        self._settle()
 
     def join(self, newcomers: Iterable[Running]) -> None:
         """Let sequences begin with the next step."""
@@ -82,87 +87,93 @@ class GreedyRows:
         self._left.update(running.rows[0] for running in leaving)
 
     def take(self, best: IntArray) -> list[Running]:
-        """Let every row go on with its best token: int64 [rows].
+        """Let every row go on with its best tokens: int64 [steps, rows].
 
         Returns:
-            The sequences whose searches are to be asked, because their outputs may end here, or somebody listens to
-            them. They have heard of all earlier tokens. Those that go on hear of it before ``place``.
+            The sequences whose searches are to be asked about the last one, because their outputs may end there, or
+            somebody listens to them. They have heard of all before it. Those that go on hear of it before ``place``.
         """
-        tokens = best.tolist()
-        self._tokens, self._positions = best, self._positions + 1
-        steps = len(self._log)
-        if self._end_id in tokens or steps + 1 >= self._next_due:
+        *before, self._last = best.tolist()
+        self._log += before
+        steps = len(self._log) + 1
+        if steps >= self._next_due or self._end_id in self._last:
             self._asked = [
                 place
-                for place, (row, token) in enumerate(zip(self._rows, tokens, strict=True))
-                if token == self._end_id or steps + 1 >= row.due
+                for place, (row, token) in enumerate(zip(self._rows, self._last, strict=True))
+                if steps >= row.due or token == self._end_id
             ]
             for place in self._asked:
                 self._tell(place)
-        self._log.append(tokens)
+        self._log.append(self._last)
         return [self._rows[place].running for place in self._asked]
 
-    def place(self) -> Placement:
-        """The next step's inputs. Newcomers get the rows of those who left, and the last rows fill what stays free."""
-        changed = bool(self._asked or self._left or self._newcomers)
-        self._tokens = self._tokens.copy() if self._asked else self._tokens
+    def place(self) -> Placement | Onward:
+        """What to run next. Newcomers get the rows of those who left, and the last rows fill what stays free."""
+        overruled = False
         for place in self._asked:
             if place not in self._left:
-                self._tokens[place] = self._rows[place].running.tokens[0]
+                (token,) = self._rows[place].running.tokens
+                overruled |= token != self._last[place]
+                self._last[place] = token
                 self._rows[place].set_due(len(self._log))
-        self._asked = []
-        parents = self._rearrange() if self._left or self._newcomers else None
-        if len(self._log) >= _LONGEST_LOG:
-            self._forget_log()
-        if changed:
-            self._next_due = self._first_due()
-        return Placement(self._tokens, self._positions, parents)
+        if overruled or self._newcomers:
+            return self._place_all()
+        origins = {}
+        if self._asked or self._left or len(self._log) >= _LONGEST_LOG:
+            origins = self._close_gaps(sorted(self._left))
+            self._settle()
+        return Onward(len(self._rows), origins, self._next_due - len(self._log))
 
     def release(self) -> None:
         """Leave every sequence as if it had been stepped alone; nothing more is placed here."""
         for place, row in enumerate(self._rows):
             if place not in self._left and place not in self._asked:
                 self._tell(place)
-                row.running.tokens, row.running.parents = (int(self._tokens[place]),), [place]
+                row.running.tokens, row.running.parents = (self._last[place],), [place]
 
-    def _rearrange(self) -> IntArray | None:
-        """Close the gaps; returns the row that each row continues, None where each one continues itself."""
-        lines: list[tuple[Any, ...]] = list(
-            zip(self._rows, self._tokens.tolist(), self._positions.tolist(), range(len(self._rows)), strict=True)
-        )
+    def _place_all(self) -> Placement:
         free = sorted(self._left)
         for running in self._newcomers:
-            place = free.pop(0) if free else len(lines)
+            place = free.pop(0) if free else len(self._rows)
+            self._rows[place : place + 1] = [_Row(running, steps=len(self._log))]
+            self._last[place : place + 1] = running.tokens
             running.rows = [place]
-            lines[place : place + 1] = [(_Row(running, steps=len(self._log)), running.tokens[0], 0, place)]
-        moved = []
+        origins = self._close_gaps(free)
+        steps = len(self._log)
+        tokens = np.array(self._last, np.int64)
+        positions = np.array([row.running.position + steps - row.known for row in self._rows], np.int64)
+        self._settle()
+        return Placement(tokens, positions, parent_rows(len(self._rows), origins) if origins else None)
+
+    def _close_gaps(self, free: list[int]) -> dict[int, int]:
+        """Let the last rows move to ``free`` places, in order; returns where each came from, by where it goes."""
+        origins = {}
         while free:
-            line = lines.pop()
-            if len(lines) == free[-1]:
+            last = len(self._rows) - 1
+            if free[-1] == last:
                 free.pop()
             else:
                 place = free.pop(0)
-                self._tell(len(lines))
-                self._rows[len(lines)].running.rows = [place]
-                lines[place] = line
-                moved.append(place)
+                self._tell(last)
+                self._rows[place], self._last[place] = self._rows[last], self._last[last]
+                self._rows[place].running.rows = [place]
+                origins[place] = last
+            del self._rows[last], self._last[last]
+        return origins
+
+    def _settle(self) -> None:
+        """Get ready for the next step: everybody has a row."""
+        self._asked.clear()
         self._left.clear()
         self._newcomers.clear()
-        rows, tokens, positions, parents = zip(*lines, strict=True)
-        self._rows = list(rows)
-        self._tokens, self._positions = np.array(tokens, np.int64), np.array(positions, np.int64)
-        return np.array(parents, np.int64) if moved else None
+        if len(self._log) >= _LONGEST_LOG:
+            for place, row in enumerate(self._rows):
+                self._tell(place)
+                row.due -= len(self._log)
+                row.known = 0
+            self._log.clear()
+        self._next_due = min([row.due for row in self._rows])
 
     def _tell(self, place: int) -> None:
         row = self._rows[place]
         row.hear([best[place] for best in self._log[row.known :]])
-
-    def _forget_log(self) -> None:
-        for place, row in enumerate(self._rows):
-            self._tell(place)
-            row.due -= len(self._log)
-            row.known = 0
-        self._log.clear()
-
-    def _first_due(self) -> int:
-        return min([row.due for row in self._rows])

@@ -20,7 +20,7 @@ from server.decoding.admission import (
     LoopClosed,
     QueueFull,
     ThroughputEstimate,
-    check_fits,
+    check_fit,
 )
 from server.decoding.crew import Crew
 from server.decoding.delivery import Delivery
@@ -112,8 +112,7 @@ class DecodeLoop:
             DeadlineUnmeetable: by recent throughput, one of them would not get its turn before its deadline.
             ValueError: the runners could never decode one of them.
         """
-        for sequence in sequences:
-            check_fits(sequence, self._limits)
+        check_fit(sequences, self._limits)
         shared = self._shared
         with shared.lock:
             now = shared.clock()

@@ -41,10 +41,10 @@ class Running:
 
 
 class Placement(NamedTuple):
-    """The inputs of one step.
+    """A step of which every row is given anew, as ``Runner.step`` takes them.
 
     Attributes:
-        tokens: int64 [rows], as ``Runner.step`` takes them, like the others.
+        tokens: int64 [rows].
         positions: int64 [rows].
         parents: int64 [rows]; None where every row continues itself.
     """
@@ -52,3 +52,22 @@ class Placement(NamedTuple):
     tokens: IntArray
     positions: IntArray
     parents: IntArray | None
+
+    @property
+    def rows(self) -> int:
+        """Live rows."""
+        return len(self.tokens)
+
+
+class Onward(NamedTuple):
+    """Steps in which every row goes on with its best token, as ``Runner.go_on`` takes them.
+
+    Attributes:
+        rows: live rows.
+        origins: the rows that others continue, by those; all others continue themselves.
+        steps: nobody has to be asked before so many.
+    """
+
+    rows: int
+    origins: dict[int, int]
+    steps: int

@@ -13,7 +13,7 @@ from server.decoding.beam import BeamSearch
 from server.decoding.greedy import GreedySearch
 from server.decoding.greedy_rows import GreedyRows, is_plain
 from server.decoding.rows import NEW, assign_rows
-from server.decoding.running import Placement, Running
+from server.decoding.running import Onward, Placement, Running
 from server.decoding.search import Search
 from server.decoding.sequence import SearchOptions, Sequence
 from server.decoding.waiting import WaitingQueue
@@ -42,7 +42,7 @@ class Scheduler:
         self._max_rows = max_rows
         self._encode_tokens_per_round = encode_tokens_per_round
         self._start_id = start_id
-        self._end_id = end_id
+        self.end_id = end_id
 
     @property
     def running(self) -> Items[Running]:
@@ -86,12 +86,14 @@ class Scheduler:
     def begin(self, admitted: Iterable[Sequence]) -> list[Running]:
         """Let what was admitted run, from the next step on."""
         begun = [
-            Running(sequence, begin_search(sequence.options, end_id=self._end_id), [self._start_id])
+            Running(sequence, begin_search(sequence.options, end_id=self.end_id), [self._start_id])
             for sequence in admitted
         ]
         # Short ones end first, most likely: in the last rows they leave no gap.
         begun.sort(key=_source_tokens, reverse=True)
-        self._running = self._running + begun
+        if not self._running:
+            self._greedy = GreedyRows(end_id=self.end_id)
+        self._running = [*self._running, *begun]
         if self._greedy and all(map(is_plain, begun)):
             self._greedy.join(begun)
         elif self._greedy:
@@ -108,23 +110,24 @@ class Scheduler:
             self._greedy.leave(leaving)
 
     def take(self, ids: IntArray) -> Items[Running]:
-        """Take over what a step found.
+        """Take over what one or more steps found.
 
         Args:
-            ids: int64 [rows, k], the best tokens of each row.
+            ids: int64 [steps, rows, k], the best tokens of each row.
 
         Returns:
-            The sequences whose searches have to choose; all others go on by themselves.
+            The sequences whose searches have to choose in the last step; all others go on by themselves.
         """
-        return self._greedy.take(ids[:, 0]) if self._greedy else self._running
+        return self._greedy.take(ids[:, :, 0]) if self._greedy else self._running
 
-    def place(self) -> Placement:
-        """Give every live hypothesis its row for the next step."""
+    def place(self) -> Placement | Onward:
+        """Give every live hypothesis its row for the next step, or for several."""
         if self._greedy:
             return self._greedy.place()
         placement = self._place_each()
         if all(map(is_plain, self._running)):
-            self._greedy = GreedyRows(self._running, placement, end_id=self._end_id)
+            self._greedy = GreedyRows(end_id=self.end_id)
+            self._greedy.adopt(self._running, placement)
         return placement
 
     def _place_each(self) -> Placement:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Items
@@ -15,7 +16,7 @@ from server.decoding.admission import ThroughputEstimate
 from server.decoding.crew import Crew, share
 from server.decoding.delivery import Delivery
 from server.decoding.observer import Observer, Stage
-from server.decoding.running import Placement, Running
+from server.decoding.running import Onward, Placement, Running
 from server.decoding.scheduler import Scheduler, encoder_batches, pad_sources
 from server.decoding.sequence import Outcome, Result, Sequence
 from server.decoding.waiting import WaitingQueue
@@ -23,6 +24,7 @@ from server.decoding.waiting import WaitingQueue
 _log = logging.getLogger(__name__)
 _FAILED_AFTER_ROUNDS = 3
 _STEPS_OF_A_ROUND = 16  # few enough that a stop is heard soon
+_UNHEARD_S = 0.002
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,7 @@ class Worker:
         self._pad_id = pad_id
         self._failed_rounds = 0
         self._last_step_at = shared.clock()
+        self._step_s = math.inf  # that the last step took
         # All that it took from the queue and that may not have ended: more than what runs, while a round has begun.
         self._taken: list[Sequence] = []
         self._begun: list[Running] = []  # what has not been through a step yet
@@ -134,10 +137,10 @@ class Worker:
         try:
             placement = self._schedule(started_at)
             while placement is not None:
-                ids, log_probs = self._step(placement)
+                ids, log_probs = self._step(placement, most_steps=most_steps - steps)
                 leaving = self._collect(ids, log_probs)
                 self._failed_rounds = 0
-                steps += 1
+                steps += len(ids)
                 as_before = steps < most_steps and not leaving and self._nothing_new()
                 placement = self._scheduler.place() if as_before else None
         except Exception:
@@ -163,7 +166,7 @@ class Worker:
             max_rows=self._runner.limits.max_rows,
         )
 
-    def _schedule(self, now: float) -> Placement | None:
+    def _schedule(self, now: float) -> Placement | Onward | None:
         """Drop what was given up, admit and encode what fits; None where nothing is left to decode."""
         shared, scheduler = self._shared, self._scheduler
         with shared.lock:
@@ -217,35 +220,47 @@ class Worker:
         source_tokens = int(lengths.sum())
         self._shared.observer.encoded(1.0 - source_tokens / sources.size, source_tokens)
 
-    def _step(self, placement: Placement) -> tuple[IntArray, FloatArray | None]:
-        """Run the step and the cheapest head that serves every live row: ids and log-probs, [rows, k]."""
-        clock = self._shared.clock
+    def _step(self, placed: Placement | Onward, *, most_steps: int) -> tuple[IntArray, FloatArray | None]:
+        """Run what was placed, and the cheapest head that serves every live row.
+
+        Nobody is heard between steps that follow each other by themselves: only as many do as take no longer than
+        ``_UNHEARD_S`` together.
+
+        Returns:
+            ids: int64 [steps, rows, k].
+            log_probs: of the last step, float32 [rows, k]; None where the best token alone is asked for.
+        """
+        runner, clock, alone = self._runner, self._shared.clock, self._shared.crew.alone
+        log_probs: FloatArray | None = None
         started_at = clock()
-        self._runner.step(
-            tokens=placement.tokens,
-            positions=placement.positions,
-            parents=placement.parents,
-            alone=self._shared.crew.alone,
-        )
-        k = self._scheduler.candidates_needed
-        ids: IntArray
-        log_probs: FloatArray | None
-        if k == 0:
-            ids, log_probs = self._runner.argmax()[:, None], None
+        if isinstance(placed, Onward):
+            rows, origins, steps = placed
+            steps = max(1, min(steps, most_steps, int(_UNHEARD_S / self._step_s)))
+            end_id = self._scheduler.end_id
+            ids = runner.go_on(steps, end_id=end_id, rows=rows, origins=origins, alone=alone)[:, :, None]
         else:
-            ids, log_probs = self._runner.top_k(k)
-        self._shared.observer.stepped(len(placement.tokens), clock() - started_at)
+            tokens, positions, parents = placed
+            runner.step(tokens=tokens, positions=positions, parents=parents, alone=alone)
+            if k := self._scheduler.candidates_needed:
+                best, log_probs = runner.top_k(k)
+                ids = best[None]
+            else:
+                ids = runner.argmax()[None, :, None]
+        seconds = (clock() - started_at) / len(ids)
+        self._step_s = seconds or math.inf  # a clock that stands still tells nothing
+        for _ in ids:
+            self._shared.observer.stepped(placed.rows, seconds)
         return ids, log_probs
 
     def _collect(self, ids: IntArray, log_probs: FloatArray | None) -> list[tuple[Running, Result]]:
         """Let the searches choose; what has ended leaves, and is returned: nobody has been told yet."""
         shared = self._shared
-        self._observe_tokens()
+        self._observe_tokens(steps=len(ids))
         deciding = self._scheduler.take(ids)
         if not deciding:
             return []
         # Plain lists, for a search reads a few numbers at a time.
-        ids_of, log_probs_of = ids.tolist(), None if log_probs is None else log_probs.tolist()
+        ids_of, log_probs_of = ids[-1].tolist(), None if log_probs is None else log_probs.tolist()
         leaving: dict[Running, Result] = {}
         for running in deciding:
             rows = running.rows
@@ -267,12 +282,13 @@ class Worker:
                 shared.observer.active_changed(shared.active_sequences)
         return list(leaving.items())
 
-    def _observe_tokens(self) -> None:
-        now = self._shared.clock()
+    def _observe_tokens(self, *, steps: int) -> None:
+        observer, now = self._shared.observer, self._shared.clock()
         for running in self._begun:
-            self._shared.observer.first_token(now - running.sequence.submitted_at)
+            observer.first_token(now - running.sequence.submitted_at)
         if others := len(self._scheduler.running) - len(self._begun):
-            self._shared.observer.inter_token(now - self._last_step_at, others)
+            for _ in range(steps):
+                observer.inter_token((now - self._last_step_at) / steps, others)
         self._begun = []
         self._last_step_at = now
 

@@ -6,7 +6,7 @@ cache, or starts with anything but the start token: all of that raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -14,7 +14,15 @@ import numpy as np
 
 from export.bundle import DecodingDefaults, Manifest
 from export.contract import ModelDimensions
-from export.runners.protocol import Candidates, FloatArray, IntArray, RunnerError, RunnerLimits, ShapeError
+from export.runners.protocol import (
+    Candidates,
+    FloatArray,
+    IntArray,
+    RunnerError,
+    RunnerLimits,
+    ShapeError,
+    parent_rows,
+)
 
 PAD, UNK, START, END = 0, 1, 2, 3
 SUPPRESSED = (PAD, UNK, START)
@@ -69,6 +77,7 @@ class Calls:
     encoded: list[tuple[int, int]] = field(default_factory=list)  # shape of each encoder batch
     stepped_rows: list[int] = field(default_factory=list)
     heads: list[int] = field(default_factory=list)  # k of each head; 0: argmax
+    went_on: list[int] = field(default_factory=list)  # steps of each call of go_on
     stepped_alone: list[bool] = field(default_factory=list)  # what each step was told, the one under way too
 
 
@@ -139,6 +148,21 @@ class FakeRunner:
         assert not lost, f"encoded, but not decoded: {lost}"
         self._rows = [*fed, *[None] * (self.limits.max_rows - count)]
         self._logits = np.stack([self._rule(row.source, row.fed[1:]) for row in fed])
+
+    def go_on(
+        self, steps: int, *, end_id: int, rows: int, origins: Mapping[int, int] | None = None, alone: bool = True
+    ) -> IntArray:
+        parents = parent_rows(rows, origins or {})
+        best, fed = self.argmax()[parents], [row.fed for row in self._rows if row and not row.fresh]
+        positions, taken = np.array([len(fed[parent]) for parent in parents.tolist()]), []
+        for _ in range(steps):
+            self.step(tokens=best, positions=positions, parents=parents, alone=alone)
+            best, positions, parents = self.argmax(), positions + 1, np.arange(rows)
+            taken.append(best)
+            if end_id in best:
+                break
+        self.calls.went_on.append(len(taken))
+        return np.array(taken)
 
     def _fail(self, call: str) -> NoReturn:
         self._rows = [row if row and not row.fresh else None for row in self._rows]  # nobody will decode them

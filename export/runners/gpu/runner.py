@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from export.bundle import Manifest
 from export.contract import cache_dtype
-from export.runners.checks import check_size, check_sources, check_step
+from export.runners.checks import check_onward, check_size, check_sources, check_step
 from export.runners.gpu.buckets import smallest
 from export.runners.gpu.buffers import Buffers, BufferSizes
 from export.runners.gpu.caches import CacheShape
@@ -20,7 +20,15 @@ from export.runners.gpu.graphs import DeviceGraphs
 from export.runners.gpu.memory import MemoryPlan, check_fits
 from export.runners.gpu.rows import ENCODER_TOKENS, DeviceRows
 from export.runners.gpu.steps import SCRATCH_GRAPHS, Head, Steps
-from export.runners.protocol import Candidates, FloatArray, IntArray, RunnerError, RunnerLimits, ShapeError
+from export.runners.protocol import (
+    Candidates,
+    FloatArray,
+    IntArray,
+    RunnerError,
+    RunnerLimits,
+    ShapeError,
+    parent_rows,
+)
 
 
 @dataclass(eq=False)
@@ -163,6 +171,41 @@ class GpuRunner:
         step = _Step(given, places, goes_on=goes_on)
         self._run(step, self._head)
         self._step = step
+
+    def go_on(
+        self, steps: int, *, end_id: int, rows: int, origins: Mapping[int, int] | None = None, alone: bool = True
+    ) -> IntArray:
+        """Run further steps, in each of which every live row goes on with its best token, as ``argmax`` gives it.
+
+        They end early, after one in which ``end_id`` was best for some row.
+
+        Args:
+            steps: at most so many, at least 1.
+            end_id: the end token.
+            rows: live rows from now on, at most as many as in the last step.
+            origins: the row that a row continues, by that row; those that are not in it continue themselves.
+            alone: of no account.
+
+        Returns:
+            Best token of each row after each step: int64 [steps, rows].
+
+        Raises:
+            ShapeError: there are not so many rows, or one would get longer than ``limits.max_output_tokens``.
+            RunnerError: the device failed.
+        """
+        places = self._stepped().positions
+        check_onward(self.limits, steps, positions=places, rows=rows, origins=origins or {})
+        order = parent_rows(rows, origins or {})
+        best, positions, parents = self.argmax()[order], np.array(places, np.int64)[order], order if origins else None
+        taken = []
+        for _ in range(steps):
+            positions = positions + 1
+            self.step(tokens=best, positions=positions, parents=parents, alone=alone)
+            best, parents = self.argmax(), None
+            taken.append(best)
+            if end_id in best.tolist():
+                break
+        return np.array(taken)
 
     def argmax(self) -> IntArray:
         """Best token of each row of the last step: int64 [rows]; the lowest id where several are equal."""
