@@ -65,7 +65,7 @@ def check_onward(
     check_size("rows", rows, len(positions))
     if origins:
         check_range("origins", list(origins), 0, rows)
-        check_range("origins", list(origins.values()), 0, len(positions))
+        check_range("origins", list(origins.values()), rows, len(positions))
     check_size("steps", steps, limits.max_output_tokens - 1 - max(positions))
 
 

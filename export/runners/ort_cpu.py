@@ -22,7 +22,6 @@ from export.runners.protocol import (
     RunnerError,
     RunnerLimits,
     ShapeError,
-    parent_rows,
 )
 from export.runners.row_cache import RowCaches
 
@@ -167,7 +166,7 @@ class OrtCpuRunner:
             steps: at most so many, at least 1.
             end_id: the end token.
             rows: live rows from now on, at most as many as in the last step.
-            origins: the row that a row continues, by that row; those that are not in it continue themselves.
+            origins: the row from beyond them that a row continues, by that row; all others continue themselves.
             alone: as of ``step``.
 
         Returns:
@@ -180,13 +179,15 @@ class OrtCpuRunner:
         best = self.argmax() if self._best is None else self._best
         places = self._positions[: len(best)].tolist()
         check_onward(self.limits, steps, positions=places, rows=rows, origins=origins or {})
-        if origins:
-            parents = parent_rows(rows, origins)
-            best, self._positions[:rows] = best[parents], self._positions[parents]
-            self._caches.move(parents.tolist(), positions=(self._positions[:rows] + 1).tolist())
-        best, tokens, positions = best[:rows], self._tokens[:rows], self._positions[:rows]
-        if rows < len(places) or origins:
+        if rows < len(places):
+            if origins:
+                to, origin = list(origins), list(origins.values())
+                best = best.copy()  # somebody else has it too
+                best[to], self._positions[to] = best[origin], self._positions[origin]
+            best = best[:rows]
+            self._caches.fill(origins or {}, positions=(self._positions[:rows] + 1).tolist(), rows=rows)
             self._longest_source[0] = self._caches.longest_source(rows)
+        tokens, positions = self._tokens[:rows], self._positions[:rows]
         taken = []
         for _ in range(steps):
             tokens[:] = best

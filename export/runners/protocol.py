@@ -141,7 +141,7 @@ class Runner(Protocol):
             steps: at most so many, at least 1.
             end_id: the end token.
             rows: live rows from now on, at most as many as in the last step.
-            origins: the row that a row continues, by that row; those that are not in it continue themselves.
+            origins: the row from beyond them that a row continues, by that row; all others continue themselves.
             alone: as of ``step``.
 
         Returns:

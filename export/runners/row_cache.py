@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,26 @@ class RowCaches:
         _move_rows(self.own, parts)
         if across:
             self._move_sources(across)
+        held[rows:] = [0] * (len(held) - rows)
+
+    def fill(self, origins: Mapping[int, int], *, positions: Sequence[int], rows: int) -> None:
+        """Let rows continue the caches of rows beyond the first ``rows``, and lose the latter.
+
+        Args:
+            origins: where each comes from, by where it goes.
+            positions: tokens that each of the first ``rows`` rows holds then.
+            rows: that are left.
+        """
+        if self._shared_sources:
+            parents = [origins.get(row, row) for row in range(rows)]
+            self.move(parents, positions=positions)
+            return
+        held = self._sources
+        for row, origin in origins.items():
+            end, length = positions[row], int(self.source_lengths[origin])
+            self.own[:, row, :, :end] = self.own[:, origin, :, :end]
+            self.cross[:, row, :, :length] = self.cross[:, origin, :, :length]
+            self.source_lengths[row], held[row] = length, held[origin]
         held[rows:] = [0] * (len(held) - rows)
 
     def _move_entries(

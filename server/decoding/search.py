@@ -57,7 +57,7 @@ def forced_places(options: SearchOptions, *, end_id: int) -> dict[int, int]:
 
     Their steps run like all others, because the tokens must get into the caches, but nothing is chosen there.
     """
-    forced = dict(enumerate(options.forced_tokens))
+    forced = dict(enumerate(options.forced_tokens)) if options.forced_tokens else {}
     if options.forced_end:
         forced[options.max_output_tokens - 1] = end_id
     return forced

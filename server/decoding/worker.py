@@ -127,13 +127,12 @@ class Worker:
         """Schedule, step, collect; never raises.
 
         Args:
-            most_steps: steps at most. A second one follows at once where there is nothing to schedule: nobody has
-                ended, nobody waits, and nobody is to be given up.
+            most_steps: steps at most. A further one follows at once where there is nothing to schedule: nobody waits,
+                and nobody is to be given up.
         """
         shared = self._shared
         started_at = shared.clock()
-        leaving: list[tuple[Running, Result]] = []
-        steps = 0
+        steps = freed_rows = 0
         try:
             placement = self._schedule(started_at)
             while placement is not None:
@@ -141,8 +140,12 @@ class Worker:
                 leaving = self._collect(ids, log_probs)
                 self._failed_rounds = 0
                 steps += len(ids)
-                as_before = steps < most_steps and not leaving and self._nothing_new()
-                placement = self._scheduler.place() if as_before else None
+                # Whoever waits for a result finds its rows free.
+                for running, result in leaving.items():
+                    freed_rows += running.search.rows
+                    shared.delivery.finish(running.sequence, result)
+                goes_on = steps < most_steps and self._scheduler.running and self._nothing_new()
+                placement = self._scheduler.place() if goes_on else None
         except Exception:
             _log.exception("a decoding round failed")
             self._fail()
@@ -150,11 +153,7 @@ class Worker:
         with shared.lock:
             at_work = sum(bool(worker.active_sequences) for worker in shared.workers if worker is not self) + 1
             seconds = (self.last_round_at - started_at) / at_work
-            freed_rows = sum(running.search.rows for running, _ in leaving)
             shared.throughput.round_ended(freed_rows=freed_rows, seconds=seconds)
-        # Last, so that whoever waits for a result finds its rows free, and this thread with nothing left to do.
-        for running, result in leaving:
-            shared.delivery.finish(running.sequence, result)
 
     def _share(self) -> int:
         """Rows in use up to which it is to admit."""
@@ -252,13 +251,13 @@ class Worker:
             self._shared.observer.stepped(placed.rows, seconds)
         return ids, log_probs
 
-    def _collect(self, ids: IntArray, log_probs: FloatArray | None) -> list[tuple[Running, Result]]:
+    def _collect(self, ids: IntArray, log_probs: FloatArray | None) -> dict[Running, Result]:
         """Let the searches choose; what has ended leaves, and is returned: nobody has been told yet."""
         shared = self._shared
         self._observe_tokens(steps=len(ids))
         deciding = self._scheduler.take(ids)
         if not deciding:
-            return []
+            return {}
         # Plain lists, for a search reads a few numbers at a time.
         ids_of, log_probs_of = ids[-1].tolist(), None if log_probs is None else log_probs.tolist()
         leaving: dict[Running, Result] = {}
@@ -280,7 +279,7 @@ class Worker:
             with shared.lock:
                 self._scheduler.leave(leaving)
                 shared.observer.active_changed(shared.active_sequences)
-        return list(leaving.items())
+        return leaving
 
     def _observe_tokens(self, *, steps: int) -> None:
         observer, now = self._shared.observer, self._shared.clock()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.decoding.loop import DecodeLoop
-from server.decoding.sequence import Outcome
+from server.decoding.sequence import Outcome, Result
 from server.decoding.worker import Worker
 from tests.decoding.desk import FakeClock, Job, make_job
 from tests.decoding.fake_runner import FakeRunner, copying_rule, random_rule
@@ -35,14 +35,28 @@ def test_steps_follow_each_other_up_to_the_most() -> None:
     assert loop.active_sequences == 0
 
 
-def test_a_round_ends_where_a_sequence_ends() -> None:
+def test_the_others_go_on_in_the_same_round_where_a_sequence_ends() -> None:
     loop, worker, runner, jobs = make_worker(2, 9)
+    told_after: list[list[int]] = []
+    tell = jobs[0].sequence.on_finished
+
+    def on_finished(result: Result) -> None:
+        told_after.append(runner.calls.stepped_rows.copy())
+        tell(result)
+
+    jobs[0].sequence.on_finished = on_finished
     worker.run_round(most_steps=MOST_STEPS)
+    assert told_after == [[2] * 3], "at once, not at the end of the round"
     assert jobs[0].tokens == (5, 5)
-    assert runner.calls.stepped_rows == [2] * 3
+    assert runner.calls.stepped_rows == [2] * 3 + [1] * 3
     assert loop.active_sequences == 1
+
+
+def test_a_round_ends_with_its_last_sequence() -> None:
+    _, worker, runner, jobs = make_worker(2, 3)
     worker.run_round(most_steps=MOST_STEPS)
-    assert runner.calls.stepped_rows == [2] * 3 + [1] * MOST_STEPS
+    assert runner.calls.stepped_rows == [2] * 3 + [1]
+    assert all(job.results for job in jobs)
 
 
 @pytest.mark.parametrize("outcome", [Outcome.CANCELLED, Outcome.DEADLINE_EXCEEDED])
