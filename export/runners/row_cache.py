@@ -77,18 +77,18 @@ class RowCaches:
             lengths: int64 [batch].
             rows: int64 [batch], the row of each source.
         """
-        if (longest := int(lengths.max())) > self.cross.shape[3]:
+        numbers, longest = rows.tolist(), max(lengths.tolist())
+        if longest > self.cross.shape[3]:
             held = np.flatnonzero(self.source_lengths)
             self.cross = _grown(self.cross, longest, most=self._capacities[1], rows=held)
-        held_by = rows.tolist()
-        # Rows that follow each other, as newcomers mostly have them, are one piece of the buffer.
-        follow = held_by == list(range(held_by[0], held_by[0] + len(held_by)))
-        where = slice(held_by[0], held_by[-1] + 1) if follow else rows
+        first, count = numbers[0], len(numbers)
+        # Rows that follow each other, as those of newcomers mostly do, are one piece of each buffer.
+        where = slice(first, first + count) if numbers == list(range(first, first + count)) else rows
         self.cross[:, where, :, :longest] = memory[:, :, :, :longest]
-        for number, row in enumerate(held_by, self._sources_written + 1):
-            self._sources[row] = number
-        self._sources_written += len(rows)
-        self.source_lengths[rows] = lengths
+        self.source_lengths[where] = lengths
+        for source, row in enumerate(numbers, self._sources_written + 1):
+            self._sources[row] = source
+        self._sources_written += count
 
     def write_step(self, positions: Sequence[int]) -> None:
         """Take note that a step writes each live row's entry at its position, and make room for it."""
