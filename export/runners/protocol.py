@@ -121,7 +121,8 @@ class Runner(Protocol):
             tokens: int64 [rows], last token of each row; the start token in a row's first step.
             positions: int64 [rows], tokens already in the row's cache; 0 in its first step.
             parents: int64 [rows], row whose caches each row continues, self-attention and source alike;
-                None: its own. Any mapping of rows that were live is allowed. A row that ``encode`` has just written is its own parent.
+                None: its own. Any mapping of rows that were live is allowed. A row that ``encode`` has just written is
+                its own parent.
             alone: no other runner of the process is at work: the step may take the whole device. It changes no result,
                 to the bit.
 

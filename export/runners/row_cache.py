@@ -127,7 +127,7 @@ class RowCaches:
         sources = {held[parent] for parent in parents}
         if 0 in sources:
             lost = next(parent for parent in parents if not held[parent])
-            raise ShapeError(f"parents: got row {lost}, which holds nothing, wanted rows that were live or encoded since")
+            raise ShapeError(f"parents: got row {lost}, which holds nothing, wanted rows live before or encoded since")
         across = [move for move in moved if held[move[0]] != held[move[1]]]
         parts = [(*move, 0, positions[move[0]]) for move in across]
         shared_before, self._shared_sources = self._shared_sources, len(sources) < rows

@@ -277,3 +277,72 @@ def test_heads_want_a_step_and_an_open_runner(tiny_bundle: Bundle) -> None:
         runner.step(tokens=ints(2), positions=ints(0))
     with pytest.raises(RunnerError, match="closed"):
         runner.logits()
+
+
+def greedily(runner: OrtCpuRunner, steps: int) -> IntArray:
+    """Tokens of five rows, step by step, as ``step`` and ``argmax`` give them: [steps, 5]."""
+    array, lengths = padded(sources_of([7, 3, 12, 5, 9], vocab=VOCAB))
+    runner.encode(sources=array, lengths=lengths, rows=np.arange(5))
+    tokens, taken = np.full(5, START), []
+    for position in range(steps):
+        runner.step(tokens=tokens, positions=np.full(5, position))
+        tokens = runner.argmax()
+        taken.append(tokens)
+    return np.array(taken)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_going_on_is_stepping_with_the_best_tokens(asked: bool, open_runner: Open) -> None:
+    runner = open_runner(random_model(), max_rows=5)
+    wanted = greedily(runner, 40)
+    assert np.array_equal(greedily(runner, 4), wanted[:4])
+    if not asked:
+        runner.step(tokens=wanted[3], positions=np.full(5, 4))
+    behind = 4 if asked else 5
+    got = runner.go_on(10, end_id=VOCAB, rows=5)
+    assert np.array_equal(got, wanted[behind : behind + 10])
+    # The last row takes the place of the second one, and two are lost.
+    kept = [0, 4, 2]
+    got = runner.go_on(18, end_id=VOCAB, rows=3, origins={1: 4})
+    assert np.array_equal(got, wanted[behind + 10 : behind + 28, kept])
+    end_id = int(wanted[behind + 30, 4])
+    first = 1 + int(np.argmax((wanted[behind + 28 :, kept] == end_id).any(axis=1)))
+    assert len(runner.go_on(5, end_id=end_id, rows=3)) == first, "it ends with the first end token"
+
+
+def test_rows_of_one_source_move_as_they_go_on(open_runner: Open) -> None:
+    runner = open_runner(random_model(), max_rows=5)
+    wanted = greedily(runner, 12)
+    greedily(runner, 3)
+    runner.step(tokens=wanted[2, [0, 4, 4, 4]], positions=np.full(4, 3), parents=np.array([0, 4, 4, 4]))
+    got = runner.go_on(5, end_id=VOCAB, rows=2, origins={0: 3})
+    assert np.array_equal(got, wanted[4:9, [4, 4]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 1, "rows": 6}, "rows: got 6, wanted 1 to 5"),
+        ({"steps": 1, "rows": 0}, "rows: got 0, wanted 1 to 5"),
+        ({"steps": 0, "rows": 5}, "steps: got 0, wanted 1 to"),
+        ({"steps": 1, "rows": 3, "origins": {3: 4}}, "origins: got 3, wanted 0 to 2"),
+        ({"steps": 1, "rows": 3, "origins": {1: 2}}, "origins: got 2, wanted 3 to 4"),
+    ],
+)
+def test_what_cannot_go_on_is_refused(arguments: dict[str, Any], message: str, open_runner: Open) -> None:
+    runner = open_runner(random_model(), max_rows=5)
+    greedily(runner, 2)
+    with pytest.raises(ShapeError, match=message):
+        runner.go_on(arguments.pop("steps"), end_id=VOCAB, **arguments)
+    most = runner.limits.max_output_tokens
+    with pytest.raises(ShapeError, match=f"steps: got {most}, wanted 1 to {most - 2}"):
+        runner.go_on(most, end_id=VOCAB, rows=5)
+    assert len(runner.go_on(most - 2, end_id=VOCAB, rows=5)) == most - 2
+
+
+def test_a_row_that_has_lost_its_source_is_nobodys_parent(open_runner: Open) -> None:
+    runner = open_runner(random_model(), max_rows=5)
+    greedily(runner, 2)
+    runner.go_on(1, end_id=VOCAB, rows=3)
+    with pytest.raises(ShapeError, match="parents: got row 4, which holds nothing"):
+        runner.step(tokens=np.full(2, 5), positions=np.full(2, 3), parents=np.array([0, 4]))
