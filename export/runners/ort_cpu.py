@@ -176,8 +176,8 @@ class OrtCpuRunner:
             ShapeError: there are not so many rows, or one would get longer than ``limits.max_output_tokens``.
             RunnerError: the runtime failed.
         """
+        places = self._positions[: self._stepped_rows()].tolist()
         best = self.argmax() if self._best is None else self._best
-        places = self._positions[: len(best)].tolist()
         check_onward(self.limits, steps, positions=places, rows=rows, origins=origins or {})
         if rows < len(places):
             if origins:

@@ -72,7 +72,8 @@ class Runner(Protocol):
     Several runners of one bundle may be at work at once, each on a thread of its own.
 
     A round is: ``encode`` for the rows that join, ``step`` for all live rows, then one of the heads, which read the
-    logits of that step where they lie. Heads never select a suppressed token (padding, unknown, start).
+    logits of that step where they lie. Heads never select a suppressed token (padding, unknown, start). ``go_on`` is
+    ``step`` and ``argmax``, several times, where nothing else is to be decided.
     """
 
     @property

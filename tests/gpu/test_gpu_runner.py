@@ -163,6 +163,21 @@ def test_while_rows_go_on_each_step_is_begun_before_it_is_asked_for(bundle: Bund
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
+def test_it_goes_on_by_itself_as_the_cpus_does(bundle: Bundle, cpu: OrtCpuRunner, schedule: Schedule) -> None:
+    runner, _ = open_fake(bundle, schedule=schedule)
+    assert np.array_equal(begin(runner, 5), begin(cpu, 5))
+    onward: list[tuple[int, int, dict[int, int]]] = [(4, 5, {}), (3, 4, {1: 4}), (6, 4, {}), (5, 2, {0: 3}), (1, 1, {})]
+    for steps, rows, origins in onward:
+        got, wanted = (one.go_on(steps, end_id=VOCAB, rows=rows, origins=origins) for one in (runner, cpu))
+        assert np.array_equal(got, wanted)
+    assert len(got) == 1
+    assert len(runner.go_on(4, end_id=int(cpu.go_on(1, end_id=VOCAB, rows=1)[0, 0]), rows=1)) == 1, "an end token"
+    with pytest.raises(ShapeError, match="rows: got 2, wanted 1 to 1"):
+        runner.go_on(1, end_id=VOCAB, rows=2)
+    runner.close()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_step_that_was_begun_for_nothing_harms_nothing(bundle: Bundle, cpu: OrtCpuRunner, schedule: Schedule) -> None:
     runner, _ = open_fake(bundle, schedule=schedule)
     tokens, wanted = begin(runner, 4), begin(cpu, 4)
