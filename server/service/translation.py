@@ -21,12 +21,16 @@ from server.service.streaming import TextStream
 from server.service.submission import Ended, Submission, Tokens
 
 _MOST_MODELS_PER_PAGE = 1000
+_QUICK_BYTES, _QUICK_TOKENS = 1024, 256  # so little takes less time than to hand it to another thread
 _T = TypeVar("_T")
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class TranslationService(TranslationServiceServicer):
-    """Translates; tokenisation and detokenisation run on worker threads, decoding on the models' decode loops."""
+    """Translates; tokenisation and detokenisation of more than a little text run on worker threads.
+
+    Decoding runs on the models' decode loops.
+    """
 
     def __init__(self, registry: Registry, *, workers: ThreadPoolExecutor) -> None:
         """Serve the models of ``registry``; ``workers`` run what would hold up the event loop."""
@@ -44,7 +48,8 @@ class TranslationService(TranslationServiceServicer):
                 results.update(event for event in await submission.events() if isinstance(event, Ended))
         if submission.failed:
             raise Internal(model=job.model.name)
-        return await self._work(_unary_response, job, results)
+        tokens = sum(len(hypothesis.tokens) for result in results.values() for hypothesis in result.hypotheses)
+        return await self._work(_unary_response, job, results, quick=tokens <= _QUICK_TOKENS)
 
     async def StreamTranslateText(  # noqa: N802
         self, request: pb.StreamTranslateTextRequest, context: _Context
@@ -58,7 +63,7 @@ class TranslationService(TranslationServiceServicer):
             writer = _StreamWriter(job)
             while not submission.ended:
                 events = await submission.events()
-                for message in await self._work(writer.messages, events):
+                for message in await self._work(writer.messages, events, quick=False):
                     yield message
         if submission.failed:
             raise Internal(model=job.model.name)
@@ -106,12 +111,14 @@ class TranslationService(TranslationServiceServicer):
         # Taken before tokenisation, which may take its time.
         remaining_s: float | None = context.time_remaining()
         deadline = None if remaining_s is None else time.monotonic() + remaining_s
-        job = await self._work(read_request, request, self._registry)
+        job = await self._work(read_request, request, self._registry, quick=request.ByteSize() <= _QUICK_BYTES)
         if deadline is not None and time.monotonic() >= deadline:
             raise DeadlineExceeded("the deadline passed before decoding began", model=job.model.name)
         return job, deadline
 
-    async def _work(self, function: Callable[..., _T], *arguments: Any) -> _T:
+    async def _work(self, function: Callable[..., _T], *arguments: Any, quick: bool) -> _T:
+        if quick:
+            return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
 
 
