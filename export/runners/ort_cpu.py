@@ -202,7 +202,8 @@ class OrtCpuRunner:
 
     def argmax(self) -> IntArray:
         """Best token of each row of the last step: int64 [rows]; the lowest id where several are equal."""
-        self._best = self._vocabulary.argmax(self._stepped_rows())
+        rows = self._stepped_rows()
+        self._best = self._vocabulary.argmax(rows)
         return self._best
 
     def top_k(self, k: int) -> Candidates:

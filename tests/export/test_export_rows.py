@@ -277,6 +277,10 @@ def test_heads_want_a_step_and_an_open_runner(tiny_bundle: Bundle) -> None:
         runner.step(tokens=ints(2), positions=ints(0))
     with pytest.raises(RunnerError, match="closed"):
         runner.logits()
+    with pytest.raises(RunnerError, match="closed"):
+        runner.argmax()
+    with pytest.raises(RunnerError, match="closed"):
+        runner.go_on(1, end_id=3, rows=1)
 
 
 def greedily(runner: OrtCpuRunner, steps: int) -> IntArray:
