@@ -15,14 +15,7 @@ from export.runners.checks import check_onward, check_size, check_sources, check
 from export.runners.ort_loading import TARGET, Sessions
 from export.runners.ort_session import Arrays, BoundGraph, run_graph
 from export.runners.processor import describe_processor
-from export.runners.protocol import (
-    Candidates,
-    FloatArray,
-    IntArray,
-    RunnerError,
-    RunnerLimits,
-    ShapeError,
-)
+from export.runners.protocol import Candidates, FloatArray, IntArray, RunnerError, RunnerLimits, ShapeError
 from export.runners.row_cache import RowCaches
 
 _ENCODE_TOKENS = 320  # about as long as a step of a full batch

@@ -136,7 +136,7 @@ class RowCaches:
         _move_rows(self.own, parts)
         if across:
             self._move_sources(across)
-        held[rows:] = [0] * (len(held) - rows)
+        self._forget_beyond(rows)
 
     def fill(self, origins: Mapping[int, int], *, positions: Sequence[int], rows: int) -> None:
         """Let rows continue the caches of rows beyond the first ``rows``, and lose the latter.
@@ -156,7 +156,11 @@ class RowCaches:
             self.own[:, row, :, :end] = self.own[:, origin, :, :end]
             self.cross[:, row, :, :length] = self.cross[:, origin, :, :length]
             self.source_lengths[row], held[row] = length, held[origin]
-        held[rows:] = [0] * (len(held) - rows)
+        self._forget_beyond(rows)
+
+    def _forget_beyond(self, rows: int) -> None:
+        """Let the rows after the first ``rows`` hold nothing."""
+        self._sources[rows:] = [0] * (len(self._sources) - rows)
 
     def _move_entries(
         self, moves: Sequence[tuple[int, int]], *, positions: Sequence[int]
