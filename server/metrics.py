@@ -61,17 +61,12 @@ class Metrics:
             "dragoman_bundles_refused", "Bundles that were found and are not served.", registry=self.registry
         )
         self.queue_wait = self._histogram("queue_wait_seconds", "Time a text waited for its rows.", _WAIT_SECONDS)
-        self.step_rows = self._histogram("step_rows", "Live rows of a decoder step.", _STEP_ROWS)
-        self.step_seconds = self._histogram("step_seconds", "Time of a decoder step, its head included.", _STEP_SECONDS)
+        self.step_rows = self._many("step_rows", "Live rows of a decoder step.", _STEP_ROWS)
+        self.step_seconds = self._many("step_seconds", "Time of a decoder step, its head included.", _STEP_SECONDS)
         self.first_token = self._histogram(
             "time_to_first_token_seconds", "Time from a text's submission to its first step's end.", _WAIT_SECONDS
         )
-        self.inter_token = ManyHistogram(
-            "dragoman_inter_token_seconds",
-            "Time between two steps of a text.",
-            buckets=_STEP_SECONDS,
-            registry=self.registry,
-        )
+        self.inter_token = self._many("inter_token_seconds", "Time between two steps of a text.", _STEP_SECONDS)
         self.padding = self._histogram("padding_ratio", "Share of an encoder batch that was padding.", _RATIOS)
         self.tokens = self._counter("tokens", "Tokens encoded (source) and delivered (target).", "direction")
         self.rejected = self._counter("rejected", "Calls turned away before decoding.", "reason")
@@ -108,6 +103,9 @@ class Metrics:
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"dragoman_{name}", text, ["model"], buckets=buckets, registry=self.registry)
 
+    def _many(self, name: str, text: str, buckets: tuple[float, ...]) -> ManyHistogram:
+        return ManyHistogram(f"dragoman_{name}", text, buckets=buckets, registry=self.registry)
+
 
 class ModelMetrics:
     """One model's metrics; listens to one decode loop as an Observer.
@@ -124,10 +122,9 @@ class ModelMetrics:
         self._queue_depth = metrics.queue_depth.labels(model)
         self._active = metrics.active_sequences.labels(model)
         self._queue_wait = metrics.queue_wait.labels(model)
-        self._step_rows = metrics.step_rows.labels(model)
-        self._step_seconds = metrics.step_seconds.labels(model)
         self._first_token = metrics.first_token.labels(model)
-        metrics.inter_token.add(model)
+        for many in (metrics.step_rows, metrics.step_seconds, metrics.inter_token):
+            many.add(model)
         self._padding = metrics.padding.labels(model)
         self._source_tokens = metrics.tokens.labels(model, "source")
         self._target_tokens = metrics.tokens.labels(model, "target")
@@ -159,18 +156,18 @@ class ModelMetrics:
         self._padding.observe(padding_ratio)
         self._source_tokens.inc(source_tokens)
 
-    def stepped(self, rows: int, seconds: float) -> None:
+    def stepped(self, rows: int, seconds: float, steps: int) -> None:
         """See Observer."""
-        self._step_rows.observe(rows)
-        self._step_seconds.observe(seconds)
+        self._metrics.step_rows.observe(self._model, rows, times=steps)
+        self._metrics.step_seconds.observe(self._model, seconds, times=steps)
 
     def first_token(self, seconds: float) -> None:
         """See Observer."""
         self._first_token.observe(seconds)
 
-    def inter_token(self, seconds: float, sequences: int) -> None:
+    def inter_token(self, seconds: float, tokens: int) -> None:
         """See Observer."""
-        self._metrics.inter_token.observe(self._model, seconds, times=sequences)
+        self._metrics.inter_token.observe(self._model, seconds, times=tokens)
 
     def cancelled(self, stage: Stage) -> None:
         """See Observer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from export import contract
 from export.contract import ModelDimensions
@@ -54,19 +54,13 @@ def check_step(
     return given, places, origins
 
 
-def check_onward(
-    limits: RunnerLimits, steps: int, *, positions: Sequence[int], rows: int, origins: Mapping[int, int]
-) -> None:
-    """Hold the arguments of ``Runner.go_on`` against where the rows of the last step are, ``positions``.
+def check_steps(limits: RunnerLimits, steps: int, *, positions: Sequence[int]) -> None:
+    """Hold the number of steps of ``Runner.greedy_steps`` against the places of its rows, as ``check_step`` gave them.
 
     Raises:
-        ShapeError: there are not so many rows, or one would get longer than it may.
+        ShapeError: a row would get longer than it may.
     """
-    check_size("rows", rows, len(positions))
-    if origins:
-        check_range("origins", list(origins), 0, rows)
-        check_range("origins", list(origins.values()), rows, len(positions))
-    check_size("steps", steps, limits.max_output_tokens - 1 - max(positions))
+    check_size("steps", steps, limits.max_output_tokens - max(positions))
 
 
 def check_size(name: str, got: int, largest: int) -> None:

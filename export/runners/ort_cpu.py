@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,9 @@ from numpy.typing import NDArray
 from export import contract
 from export.bundle import Bundle
 from export.contract import cache_names
-from export.runners.checks import check_onward, check_size, check_sources, check_step
+from export.runners.checks import check_size, check_sources, check_step, check_steps
 from export.runners.ort_loading import TARGET, Sessions
-from export.runners.ort_session import Arrays, BoundGraph, run_graph
+from export.runners.ort_session import Arrays, Binding, BoundGraph, run_graph
 from export.runners.processor import describe_processor
 from export.runners.protocol import Candidates, FloatArray, IntArray, RunnerError, RunnerLimits, ShapeError
 from export.runners.row_cache import RowCaches
@@ -62,7 +61,6 @@ class OrtCpuRunner:
         self._longest_target = np.zeros(1, np.int32)
         self._longest_source = np.zeros(1, np.int32)
         self._rows = 0
-        self._best: IntArray | None = None  # tokens of the last step, once somebody has asked
         self._closed = False
 
     @classmethod
@@ -138,66 +136,56 @@ class OrtCpuRunner:
             ShapeError: a shape does not fit, exceeds ``limits``, or a row has no source.
             RunnerError: the runtime failed.
         """
-        self._check_open()
-        _, places, origins = check_step(self._dims, self.limits, tokens=tokens, positions=positions, parents=parents)
-        rows = len(places)
-        if origins is not None:
-            self._caches.move(origins, positions=places)
-        self._longest_source[0] = self._caches.longest_source(rows)
-        self._tokens[:rows] = tokens
-        self._positions[:rows] = positions
-        self._run_step(places, alone=alone)
+        places, graph = self._prepare(1, tokens=tokens, positions=positions, parents=parents, alone=alone)
+        self._run(graph, places)
 
-    def go_on(
-        self, steps: int, *, end_id: int, rows: int, origins: Mapping[int, int] | None = None, alone: bool = True
-    ) -> IntArray:
-        """Run further steps, in each of which every live row goes on with its best token, as ``argmax`` gives it.
+    def greedy_steps(
+        self,
+        steps: int,
+        *,
+        tokens: IntArray,
+        positions: IntArray,
+        parents: IntArray | None = None,
+        end_id: int,
+        alone: bool = True,
+    ) -> list[list[int]]:
+        """Run a step, and further ones in each of which every row goes on with its best token, as ``argmax`` gives it.
 
         They end early, after one in which ``end_id`` was best for some row.
 
         Args:
             steps: at most so many, at least 1.
+            tokens: as of ``step``, for the first one; so are the next two.
+            positions: see there.
+            parents: see there.
             end_id: the end token.
-            rows: live rows from now on, at most as many as in the last step.
-            origins: the row from beyond them that a row continues, by that row; all others continue themselves.
             alone: as of ``step``.
 
         Returns:
-            Best token of each row after each step: int64 [steps, rows].
+            Best token of each row after each step: [steps][rows].
 
         Raises:
-            ShapeError: there are not so many rows, or one would get longer than ``limits.max_output_tokens``.
+            ShapeError: as ``step``, or a row would get longer than ``limits.max_output_tokens``.
             RunnerError: the runtime failed.
         """
-        places = self._positions[: self._stepped_rows()].tolist()
-        best = self.argmax() if self._best is None else self._best
-        check_onward(self.limits, steps, positions=places, rows=rows, origins=origins or {})
-        if rows < len(places):
-            if origins:
-                to, origin = list(origins), list(origins.values())
-                best = best.copy()  # somebody else has it too
-                best[to], self._positions[to] = best[origin], self._positions[origin]
-            best = best[:rows]
-            self._caches.fill(origins or {}, positions=(self._positions[:rows] + 1).tolist(), rows=rows)
-            self._longest_source[0] = self._caches.longest_source(rows)
-        tokens, positions = self._tokens[:rows], self._positions[:rows]
-        taken = []
-        for _ in range(steps):
-            tokens[:] = best
-            positions += 1
-            self._run_step(positions.tolist(), alone=alone)
-            best = self._vocabulary.argmax(rows)
-            taken.append(best)
-            if end_id in best.tolist():
-                break
-        self._best = best
-        return np.array(taken)
+        places, graph = self._prepare(steps, tokens=tokens, positions=positions, parents=parents, alone=alone)
+        rows, best = len(places), []
+        # While a step's weights pass through the CPU's caches they drive everything else out of them: what little is
+        # done between two steps is done on plain numbers, each call into numpy would cost several microseconds.
+        while True:
+            self._run(graph, places)
+            best.append(self._vocabulary.argmax(self._tokens[:rows]))
+            if len(best) == steps or end_id in best[-1]:
+                return best
+            places = [place + 1 for place in places]
+            self._positions[:rows] = places
+            self._longest_target[0] = max(places) + 1
 
     def argmax(self) -> IntArray:
         """Best token of each row of the last step: int64 [rows]; the lowest id where several are equal."""
-        rows = self._stepped_rows()
-        self._best = self._vocabulary.argmax(rows)
-        return self._best
+        best = np.empty(self._stepped_rows(), np.int64)
+        self._vocabulary.argmax(best)
+        return best
 
     def top_k(self, k: int) -> Candidates:
         """The ``k`` best tokens of each row of the last step, with log-probs.
@@ -223,12 +211,26 @@ class OrtCpuRunner:
             self._closed = True
             del self._encoder, self._step, self._bound_step, self._vocabulary, self._caches
 
-    def _run_step(self, positions: list[int], *, alone: bool) -> None:
-        """Run the step of as many rows as there are positions; all else that it reads is in its place."""
-        rows = len(positions)
-        self._caches.write_step(positions)
-        self._longest_target[0] = max(positions) + 1
-        self._rows, self._best = 0, None
+    def _prepare(
+        self, steps: int, *, tokens: IntArray, positions: IntArray, parents: IntArray | None, alone: bool
+    ) -> tuple[list[int], Binding]:
+        """Check a step and those that follow it, and put all that it reads in its place.
+
+        Returns:
+            places: ``positions``.
+            graph: to be run.
+        """
+        self._check_open()
+        _, places, origins = check_step(self._dims, self.limits, tokens=tokens, positions=positions, parents=parents)
+        check_steps(self.limits, steps, positions=places)
+        rows, longest = len(places), max(places) + 1
+        if origins is not None:
+            self._caches.move(origins, positions=places)
+        self._caches.keep(rows, tokens=longest + steps - 1)
+        self._tokens[:rows] = tokens
+        self._positions[:rows] = positions
+        self._longest_target[0] = longest
+        self._longest_source[0] = self._caches.longest_source(rows)
         if self._bound_layout != self._caches.layout:
             self._bound_step.clear()
             self._bound_layout = self._caches.layout
@@ -236,8 +238,14 @@ class OrtCpuRunner:
         if session not in self._bound_step:
             self._bound_step[session] = BoundGraph(session)
         vocabulary = self._vocabulary.prepare(self._caches.sources[:rows])
-        self._bound_step[session].run((rows, vocabulary), lambda: self._step_buffers(rows))
-        self._rows = rows
+        return places, self._bound_step[session].on((rows, vocabulary), lambda: self._step_buffers(rows))
+
+    def _run(self, graph: Binding, places: list[int]) -> None:
+        """Run the step of rows at these places."""
+        self._rows = 0
+        self._caches.write_step(places)
+        graph.run()
+        self._rows = len(places)
 
     def _step_buffers(self, rows: int) -> tuple[Arrays, Arrays]:
         layers = self._dims.decoder_layers

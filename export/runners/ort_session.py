@@ -94,40 +94,64 @@ def _plain_attention() -> Iterator[None]:
             os.environ[_TILED_ATTENTION_OFF] = before
 
 
+class Binding:
+    """A session on buffers of the caller's own, which it keeps alive."""
+
+    def __init__(self, session: Any, inputs: Arrays, outputs: Arrays) -> None:
+        """Bind contiguous arrays by name.
+
+        Raises:
+            RunnerError: the runtime does not take them.
+        """
+        self._session = session
+        self._keep: list[Any] = []  # an OrtValue borrows the array's memory
+        try:
+            self._binding = session.io_binding()
+            self._bind(inputs, self._binding.bind_ortvalue_input)
+            self._bind(outputs, self._binding.bind_ortvalue_output)
+        except Exception as error:  # the binding's exceptions have no base of their own
+            raise RunnerError(first_line(error)) from error
+
+    def run(self) -> None:
+        """Run once.
+
+        Raises:
+            RunnerError: the runtime failed.
+        """
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # as above
+            raise RunnerError(first_line(error)) from error
+
+    def _bind(self, arrays: Arrays, bind: Callable[[str, Any], None]) -> None:
+        for name, array in arrays.items():
+            assert array.flags.c_contiguous, f"{name} is not contiguous: ONNX Runtime would work on a copy"
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+            bind(name, value)
+            self._keep.append(value)
+
+
 class BoundGraph:
     """A session that runs on the caller's own buffers; a binding is made once for each shape and kept."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
-        self._bindings: dict[Hashable, tuple[Any, list[Any]]] = {}
+        self._bindings: dict[Hashable, Binding] = {}
 
-    def run(self, shape: Hashable, buffers: Callable[[], tuple[Arrays, Arrays]]) -> None:
-        """Run once.
+    def on(self, shape: Hashable, buffers: Callable[[], tuple[Arrays, Arrays]]) -> Binding:
+        """What runs it.
 
         Args:
             shape: names the binding; equal shapes must mean equal buffers.
             buffers: inputs and outputs by name, contiguous; asked for only where the shape is new.
 
         Raises:
-            RunnerError: the runtime failed.
+            RunnerError: the runtime does not take them.
         """
-        try:
-            if shape not in self._bindings:
-                self._bindings[shape] = self._bind(*buffers())
-            self._session.run_with_iobinding(self._bindings[shape][0])
-        except Exception as error:  # the binding's exceptions have no base of their own
-            raise RunnerError(first_line(error)) from error
-
-    def _bind(self, inputs: Arrays, outputs: Arrays) -> tuple[Any, list[Any]]:
-        binding = self._session.io_binding()
-        keep = []  # an OrtValue borrows the array's memory, and the binding does not keep the array alive
-        for arrays, bind in ((inputs, binding.bind_ortvalue_input), (outputs, binding.bind_ortvalue_output)):
-            for name, array in arrays.items():
-                assert array.flags.c_contiguous, f"{name} is not contiguous: ONNX Runtime would work on a copy"
-                value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-                bind(name, value)
-                keep.append(value)
-        return binding, keep
+        binding = self._bindings.get(shape)
+        if binding is None:
+            binding = self._bindings[shape] = Binding(self._session, *buffers())
+        return binding
 
 
 def run_graph(session: Any, inputs: Arrays) -> list[NDArray[Any]]:

@@ -6,7 +6,6 @@ in ``parents``, the row whose cache it continues.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -59,21 +58,14 @@ class Candidates(NamedTuple):
     log_probs: FloatArray
 
 
-def parent_rows(rows: int, origins: Mapping[int, int]) -> IntArray:
-    """``parents`` of ``Runner.step`` that mean the same as ``origins`` of ``Runner.go_on``: int64 [rows]."""
-    parents = np.arange(rows)
-    parents[list(origins)] = list(origins.values())
-    return parents
-
-
 class Runner(Protocol):
     """Executes the encoder, the decoder step and the heads of one bundle on rows of its own; not thread-safe.
 
     Several runners of one bundle may be at work at once, each on a thread of its own.
 
     A round is: ``encode`` for the rows that join, ``step`` for all live rows, then one of the heads, which read the
-    logits of that step where they lie. Heads never select a suppressed token (padding, unknown, start). ``go_on`` is
-    ``step`` and ``argmax``, several times, where nothing else is to be decided.
+    logits of that step where they lie. Heads never select a suppressed token (padding, unknown, start).
+    ``greedy_steps`` is ``step`` and ``argmax``, several times, where nothing else is to be decided.
     """
 
     @property
@@ -132,26 +124,34 @@ class Runner(Protocol):
             RunnerError: the device failed.
         """
 
-    def go_on(
-        self, steps: int, *, end_id: int, rows: int, origins: Mapping[int, int] | None = None, alone: bool = True
-    ) -> IntArray:
-        """Run further steps, in each of which every live row goes on with its best token, as ``argmax`` gives it.
+    def greedy_steps(
+        self,
+        steps: int,
+        *,
+        tokens: IntArray,
+        positions: IntArray,
+        parents: IntArray | None = None,
+        end_id: int,
+        alone: bool = True,
+    ) -> list[list[int]]:
+        """Run a step, and further ones in each of which every row goes on with its best token, as ``argmax`` gives it.
 
         They end early, after one in which ``end_id`` was best for some row.
 
         Args:
             steps: at most so many, at least 1.
+            tokens: as of ``step``, for the first one; so are the next two.
+            positions: see there.
+            parents: see there.
             end_id: the end token.
-            rows: live rows from now on, at most as many as in the last step.
-            origins: the row from beyond them that a row continues, by that row; all others continue themselves.
             alone: as of ``step``.
 
         Returns:
-            Best token of each row after each step: int64 [steps, rows].
+            Best token of each row after each step: [steps][rows].
 
         Raises:
-            ShapeError: there are not so many rows, or one would get longer than ``limits.max_output_tokens``.
-            RunnerError: the runtime failed.
+            ShapeError: as ``step``, or a row would get longer than ``limits.max_output_tokens``.
+            RunnerError: the device failed.
         """
 
     def argmax(self) -> IntArray:

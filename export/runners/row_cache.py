@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -90,11 +90,14 @@ class RowCaches:
             self._sources[row] = source
         self._sources_written += count
 
+    def keep(self, rows: int, *, tokens: int) -> None:
+        """Let the first ``rows`` rows have room for so many tokens each, and what lies beyond them be lost."""
+        self._sources[rows:] = [0] * (len(self._sources) - rows)
+        if tokens > self.own.shape[3]:
+            self.own = _grown(self.own, tokens, most=self._capacities[0], rows=np.arange(rows))
+
     def write_step(self, positions: Sequence[int]) -> None:
-        """Take note that a step writes each live row's entry at its position, and make room for it."""
-        if (needed := max(positions) + 1) > self.own.shape[3]:
-            live = np.arange(len(positions))
-            self.own = _grown(self.own, needed, most=self._capacities[0], rows=live)
+        """Take note that a step writes each live row's entry at its position."""
         if self._shared_sources:
             self._steps.append(positions)
             if len(self._steps) == _STEPS_PUT_OFF:
@@ -109,7 +112,7 @@ class RowCaches:
         self._steps.clear()
 
     def move(self, parents: Sequence[int], *, positions: Sequence[int]) -> None:
-        """Let each row continue the caches of its parent; what lies beyond these rows is lost.
+        """Let each row continue the caches of its parent; they are then all that is to ``keep``.
 
         Hypotheses of one search differ in their last few places only: no more of them is copied.
 
@@ -136,31 +139,6 @@ class RowCaches:
         _move_rows(self.own, parts)
         if across:
             self._move_sources(across)
-        self._forget_beyond(rows)
-
-    def fill(self, origins: Mapping[int, int], *, positions: Sequence[int], rows: int) -> None:
-        """Let rows continue the caches of rows beyond the first ``rows``, and lose the latter.
-
-        Args:
-            origins: where each comes from, by where it goes.
-            positions: tokens that each of the first ``rows`` rows holds then.
-            rows: that are left.
-        """
-        if self._shared_sources:
-            parents = [origins.get(row, row) for row in range(rows)]
-            self.move(parents, positions=positions)
-            return
-        held = self._sources
-        for row, origin in origins.items():
-            end, length = positions[row], int(self.source_lengths[origin])
-            self.own[:, row, :, :end] = self.own[:, origin, :, :end]
-            self.cross[:, row, :, :length] = self.cross[:, origin, :, :length]
-            self.source_lengths[row], held[row] = length, held[origin]
-        self._forget_beyond(rows)
-
-    def _forget_beyond(self, rows: int) -> None:
-        """Let the rows after the first ``rows`` hold nothing."""
-        self._sources[rows:] = [0] * (len(self._sources) - rows)
 
     def _move_entries(
         self, moves: Sequence[tuple[int, int]], *, positions: Sequence[int]

@@ -90,10 +90,11 @@ class ShortlistedVocabulary:
         logits = self._logits[: rows * self._columns.count].reshape(rows, self._columns.count)
         return self._columns.inputs, {"logits": logits}
 
-    def argmax(self, rows: int) -> IntArray:
+    def argmax(self, best: IntArray) -> list[int]:
         """Best token of each row's own list."""
-        best: IntArray = self._own_tokens[np.arange(rows), self._own_logits().argmax(axis=1)]
-        return best
+        best[:] = self._own_tokens[np.arange(len(best)), self._own_logits().argmax(axis=1)]
+        found: list[int] = best.tolist()
+        return found
 
     def top_k(self, rows: int, k: int) -> Candidates:
         """The ``k`` best tokens of each row's own list, with log-probs over that list."""

@@ -39,8 +39,8 @@ class Vocabulary(Protocol):
     def buffers(self, rows: int) -> tuple[Arrays, Arrays]:
         """Inputs and outputs of the step, by name, beside those that have nothing to do with the vocabulary."""
 
-    def argmax(self, rows: int) -> IntArray:
-        """As ``Runner.argmax``, of so many rows."""
+    def argmax(self, best: IntArray) -> list[int]:
+        """Write the best token of each row as ``Runner.argmax`` finds it to ``best``, int64 [rows], and return it."""
 
     def top_k(self, rows: int, k: int) -> Candidates:
         """As ``Runner.top_k``, of so many rows."""
@@ -81,15 +81,19 @@ class FullVocabulary:
         """Where the logits go."""
         return {}, {"logits": self._logits[:rows]}
 
-    def argmax(self, rows: int) -> IntArray:
+    def argmax(self, best: IntArray) -> list[int]:
         """Best token of each row."""
+        rows = len(best)
         # One pass of numpy takes half the time of the graph; what it finds stands, unless it must not be selected.
-        best: IntArray = self._logits[:rows].argmax(axis=1)
-        if self._barred.isdisjoint(best.tolist()):
-            return best
+        self._logits[:rows].argmax(1, best)
+        found: list[int] = best.tolist()
+        if self._barred.isdisjoint(found):
+            return found
         ids = self._ids[:rows]
-        self._argmax.run(rows, lambda: ({"logits": self._logits[:rows]}, {"ids": ids}))
-        return ids.copy()
+        self._argmax.on(rows, lambda: ({"logits": self._logits[:rows]}, {"ids": ids})).run()
+        best[:] = ids
+        found = best.tolist()
+        return found
 
     def top_k(self, rows: int, k: int) -> Candidates:
         """The ``k`` best tokens of each row, with log-probs over the whole vocabulary."""
@@ -100,7 +104,7 @@ class FullVocabulary:
             inputs: Arrays = {"logits": self._logits[:rows], "k": np.array([k], np.int64)}
             return inputs, {"ids": ids, "log_probs": log_probs}
 
-        self._top_k.run((rows, k), buffers)
+        self._top_k.on((rows, k), buffers).run()
         return Candidates(ids.copy(), log_probs.copy())
 
     def logits(self, rows: int) -> FloatArray:

@@ -8,12 +8,12 @@ the host then hardly grows with its rows.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence as Items
 
 import numpy as np
 
-from export.runners.protocol import IntArray, parent_rows
 from server.decoding.greedy import GreedySearch
-from server.decoding.running import Onward, Placement, Running
+from server.decoding.running import Placement, Running
 
 _LONGEST_LOG = 256
 
@@ -86,14 +86,14 @@ class GreedyRows:
         """Free the rows of sequences that have had one."""
         self._left.update(running.rows[0] for running in leaving)
 
-    def take(self, best: IntArray) -> list[Running]:
-        """Let every row go on with its best tokens: int64 [steps, rows].
+    def take(self, best: Items[list[int]]) -> list[Running]:
+        """Let every row go on with its best tokens: [steps][rows].
 
         Returns:
             The sequences whose searches are to be asked about the last one, because their outputs may end there, or
             somebody listens to them. They have heard of all before it. Those that go on hear of it before ``place``.
         """
-        *before, self._last = best.tolist()
+        *before, self._last = best
         self._log += before
         steps = len(self._log) + 1
         if steps >= self._next_due or self._end_id in self._last:
@@ -107,31 +107,12 @@ class GreedyRows:
         self._log.append(self._last)
         return [self._rows[place].running for place in self._asked]
 
-    def place(self) -> Placement | Onward:
+    def place(self) -> Placement:
         """What to run next. Newcomers get the rows of those who left, and the last rows fill what stays free."""
-        overruled = False
         for place in self._asked:
             if place not in self._left:
-                (token,) = self._rows[place].running.tokens
-                overruled |= token != self._last[place]
-                self._last[place] = token
+                (self._last[place],) = self._rows[place].running.tokens
                 self._rows[place].set_due(len(self._log))
-        if overruled or self._newcomers:
-            return self._place_all()
-        origins = {}
-        if self._asked or self._left or len(self._log) >= _LONGEST_LOG:
-            origins = self._close_gaps(sorted(self._left))
-            self._settle()
-        return Onward(len(self._rows), origins, self._next_due - len(self._log))
-
-    def release(self) -> None:
-        """Leave every sequence as if it had been stepped alone; nothing more is placed here."""
-        for place, row in enumerate(self._rows):
-            if place not in self._left and place not in self._asked:
-                self._tell(place)
-                row.running.tokens, row.running.parents = (self._last[place],), [place]
-
-    def _place_all(self) -> Placement:
         free = sorted(self._left)
         for running in self._newcomers:
             place = free.pop(0) if free else len(self._rows)
@@ -139,11 +120,22 @@ class GreedyRows:
             self._last[place : place + 1] = running.tokens
             running.rows = [place]
         origins = self._close_gaps(free)
+        if self._asked or self._left or self._newcomers or len(self._log) >= _LONGEST_LOG:
+            self._settle()
         steps = len(self._log)
-        tokens = np.array(self._last, np.int64)
-        positions = np.array([row.running.position + steps - row.known for row in self._rows], np.int64)
-        self._settle()
-        return Placement(tokens, positions, parent_rows(len(self._rows), origins) if origins else None)
+        return Placement(
+            np.array(self._last, np.int64),
+            np.array([row.running.position + steps - row.known for row in self._rows], np.int64),
+            np.array([origins.get(place, place) for place in range(len(self._rows))], np.int64) if origins else None,
+            steps=self._next_due - steps,
+        )
+
+    def release(self) -> None:
+        """Leave every sequence as if it had been stepped alone; nothing more is placed here."""
+        for place, row in enumerate(self._rows):
+            if place not in self._left and place not in self._asked:
+                self._tell(place)
+                row.running.tokens, row.running.parents = (self._last[place],), [place]
 
     def _close_gaps(self, free: list[int]) -> dict[int, int]:
         """Let the last rows move to ``free`` places, in order; returns where each came from, by where it goes."""

@@ -30,14 +30,14 @@ class Observer(Protocol):
             source_tokens: tokens of its sources, padding not counted.
         """
 
-    def stepped(self, rows: int, seconds: float) -> None:
-        """One decoder step, its head included, ran for ``rows`` live rows in ``seconds``."""
+    def stepped(self, rows: int, seconds: float, steps: int) -> None:
+        """So many decoder steps, heads included, ran for ``rows`` live rows, each in ``seconds``."""
 
     def first_token(self, seconds: float) -> None:
         """A sequence finished its first step, ``seconds`` after it was submitted."""
 
-    def inter_token(self, seconds: float, sequences: int) -> None:
-        """``sequences`` advanced by a further step, each ``seconds`` after its last one; once per round."""
+    def inter_token(self, seconds: float, tokens: int) -> None:
+        """So many times a sequence advanced by a further step, ``seconds`` after its last one."""
 
     def cancelled(self, stage: Stage) -> None:
         """A sequence was given up, by its owner or because its deadline passed."""
@@ -58,13 +58,13 @@ class SilentObserver:
     def encoded(self, padding_ratio: float, source_tokens: int) -> None:
         """Ignore it."""
 
-    def stepped(self, rows: int, seconds: float) -> None:
+    def stepped(self, rows: int, seconds: float, steps: int) -> None:
         """Ignore it."""
 
     def first_token(self, seconds: float) -> None:
         """Ignore it."""
 
-    def inter_token(self, seconds: float, sequences: int) -> None:
+    def inter_token(self, seconds: float, tokens: int) -> None:
         """Ignore it."""
 
     def cancelled(self, stage: Stage) -> None:

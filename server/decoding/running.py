@@ -1,4 +1,4 @@
-"""A sequence being decoded, and the inputs of a step."""
+"""A sequence being decoded, what to run next, and what came of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from export.runners.protocol import IntArray
+from export.runners.protocol import Candidates, IntArray
 from server.decoding.rows import NEW
 from server.decoding.search import Continuations, Search
 from server.decoding.sequence import Sequence
@@ -41,17 +41,19 @@ class Running:
 
 
 class Placement(NamedTuple):
-    """A step of which every row is given anew, as ``Runner.step`` takes them.
+    """What to run next, as ``Runner.step`` and ``Runner.greedy_steps`` take it.
 
     Attributes:
         tokens: int64 [rows].
         positions: int64 [rows].
         parents: int64 [rows]; None where every row continues itself.
+        steps: nobody has to be asked before so many, unless the end token is best for some row.
     """
 
     tokens: IntArray
     positions: IntArray
     parents: IntArray | None
+    steps: int = 1
 
     @property
     def rows(self) -> int:
@@ -59,15 +61,15 @@ class Placement(NamedTuple):
         return len(self.tokens)
 
 
-class Onward(NamedTuple):
-    """Steps in which every row goes on with its best token, as ``Runner.go_on`` takes them.
+class Found(NamedTuple):
+    """What steps found.
 
     Attributes:
-        rows: live rows.
-        origins: the rows that others continue, by those; all others continue themselves.
-        steps: nobody has to be asked before so many.
+        best: best token of each row after each step: [steps][rows].
+        top: the best ones of the last step, with log-probs; None where nobody needs more than the best.
+        seconds: that each step took.
     """
 
-    rows: int
-    origins: dict[int, int]
-    steps: int
+    best: Items[list[int]]
+    top: Candidates | None
+    seconds: float

@@ -13,7 +13,7 @@ from server.decoding.beam import BeamSearch
 from server.decoding.greedy import GreedySearch
 from server.decoding.greedy_rows import GreedyRows, is_plain
 from server.decoding.rows import NEW, assign_rows
-from server.decoding.running import Onward, Placement, Running
+from server.decoding.running import Placement, Running
 from server.decoding.search import Search
 from server.decoding.sequence import SearchOptions, Sequence
 from server.decoding.waiting import WaitingQueue
@@ -30,14 +30,21 @@ def begin_search(options: SearchOptions, *, end_id: int) -> Search:
 
 
 class Scheduler:
-    """Admits, places and drops the sequences of one worker. Not thread-safe: its worker locks around the queue."""
+    """Admits, places and drops the sequences of one worker. Not thread-safe: its worker locks around the queue.
+
+    Attributes:
+        running: what is being decoded; never changed in place.
+        used_rows: that those have reserved.
+        end_id: the end token.
+    """
 
     def __init__(
         self, queue: WaitingQueue, *, max_rows: int, encode_tokens_per_round: int, start_id: int, end_id: int
     ) -> None:
         """Begin with nothing running; arguments as ``DecodeLoop`` takes them."""
         self._queue = queue
-        self._running: list[Running] = []
+        self.running: list[Running] = []
+        self.used_rows = 0
         self._greedy: GreedyRows | None = None  # while all that runs is plain
         self._max_rows = max_rows
         self._encode_tokens_per_round = encode_tokens_per_round
@@ -45,19 +52,9 @@ class Scheduler:
         self.end_id = end_id
 
     @property
-    def running(self) -> Items[Running]:
-        """What is being decoded; never changed in place."""
-        return self._running
-
-    @property
-    def used_rows(self) -> int:
-        """Rows that running sequences have reserved."""
-        return sum([running.search.rows for running in self._running])
-
-    @property
     def candidates_needed(self) -> int:
         """Best tokens per row, with log-probs, that serve every search in the next step; 0: the best token alone."""
-        return 0 if self._greedy else max([running.search.candidates_needed for running in self._running])
+        return 0 if self._greedy else max([running.search.candidates_needed for running in self.running])
 
     def admit(self, now: float, *, share: int) -> list[Sequence]:
         """Take from the queue while rows and this round's encoder work allow.
@@ -72,7 +69,7 @@ class Scheduler:
         admitted: list[Sequence] = []
         used_rows, tokens_left = self.used_rows, self._encode_tokens_per_round
         free_rows = self._max_rows - used_rows
-        if self._running and free_rows < min(self._queue.rows, self._max_rows // _NEWCOMERS_PART):
+        if self.running and free_rows < min(self._queue.rows, self._max_rows // _NEWCOMERS_PART):
             return admitted
         while self._queue.rows and used_rows < share:
             sequence = self._queue.first(now)
@@ -91,9 +88,10 @@ class Scheduler:
         ]
         # Short ones end first, most likely: in the last rows they leave no gap.
         begun.sort(key=_source_tokens, reverse=True)
-        if not self._running:
+        if not self.running:
             self._greedy = GreedyRows(end_id=self.end_id)
-        self._running = [*self._running, *begun]
+        self.running = [*self.running, *begun]
+        self.used_rows += _reserved(begun)
         if self._greedy and all(map(is_plain, begun)):
             self._greedy.join(begun)
         elif self._greedy:
@@ -103,47 +101,49 @@ class Scheduler:
 
     def leave(self, leaving: Collection[Running]) -> None:
         """Drop sequences that have ended or are given up."""
-        self._running = [running for running in self._running if running not in leaving]
-        if not self._running:
+        self.running = [running for running in self.running if running not in leaving]
+        self.used_rows = _reserved(self.running)
+        if not self.running:
             self._greedy = None
         elif self._greedy:
             self._greedy.leave(leaving)
 
-    def take(self, ids: IntArray) -> Items[Running]:
-        """Take over what one or more steps found.
-
-        Args:
-            ids: int64 [steps, rows, k], the best tokens of each row.
+    def take(self, best: Items[list[int]]) -> Items[Running]:
+        """Take over what one or more steps found: the best token of each row, [steps][rows].
 
         Returns:
             The sequences whose searches have to choose in the last step; all others go on by themselves.
         """
-        return self._greedy.take(ids[:, :, 0]) if self._greedy else self._running
+        return self._greedy.take(best) if self._greedy else self.running
 
-    def place(self) -> Placement | Onward:
+    def place(self) -> Placement:
         """Give every live hypothesis its row for the next step, or for several."""
         if self._greedy:
             return self._greedy.place()
         placement = self._place_each()
-        if all(map(is_plain, self._running)):
+        if all(map(is_plain, self.running)):
             self._greedy = GreedyRows(end_id=self.end_id)
-            self._greedy.adopt(self._running, placement)
+            self._greedy.adopt(self.running, placement)
         return placement
 
     def _place_each(self) -> Placement:
-        parents = [parent for running in self._running for parent in running.parents]
+        parents = [parent for running in self.running for parent in running.parents]
         rows = assign_rows(parents)
         if rows == parents:
-            for running in self._running:
+            for running in self.running:
                 running.rows = running.parents
         else:
             left = iter(rows)
-            for running in self._running:
+            for running in self.running:
                 running.rows = [next(left) for _ in running.parents]
-        tokens = _by_row(rows, [token for running in self._running for token in running.tokens])
-        positions = _by_row(rows, [running.position for running in self._running for _ in running.tokens])
+        tokens = _by_row(rows, [token for running in self.running for token in running.tokens])
+        positions = _by_row(rows, [running.position for running in self.running for _ in running.tokens])
         old = [row if parent == NEW else parent for row, parent in zip(rows, parents, strict=True)]
         return Placement(tokens, positions, None if old == rows else _by_row(rows, old))
+
+
+def _reserved(running: Items[Running]) -> int:
+    return sum([each.search.rows for each in running])
 
 
 def _by_row(rows: Items[int], values: Items[int]) -> IntArray:

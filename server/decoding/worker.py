@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from export.runners.protocol import FloatArray, IntArray, Runner
+from export.runners.protocol import Candidates, Runner
 from server.decoding.admission import ThroughputEstimate
 from server.decoding.crew import Crew, share
 from server.decoding.delivery import Delivery
 from server.decoding.observer import Observer, Stage
-from server.decoding.running import Onward, Placement, Running
+from server.decoding.running import Found, Placement, Running
 from server.decoding.scheduler import Scheduler, encoder_batches, pad_sources
 from server.decoding.sequence import Outcome, Result, Sequence
 from server.decoding.waiting import WaitingQueue
@@ -74,7 +74,7 @@ class Worker:
         self._pad_id = pad_id
         self._failed_rounds = 0
         self._last_step_at = shared.clock()
-        self._step_s = math.inf  # that the last step took
+        self._step_s, self._stepped_rows = math.inf, 1  # that the last step took, and its rows
         # All that it took from the queue and that may not have ended: more than what runs, while a round has begun.
         self._taken: list[Sequence] = []
         self._begun: list[Running] = []  # what has not been through a step yet
@@ -118,8 +118,10 @@ class Worker:
                 return
             crew.begin()
             try:
-                while self.has_work and not stopping():
+                has_work = True
+                while has_work and not stopping():
                     self.run_round(most_steps=_STEPS_OF_A_ROUND)
+                    has_work = self.has_work
             finally:
                 crew.end()
 
@@ -136,10 +138,10 @@ class Worker:
         try:
             placement = self._schedule(started_at)
             while placement is not None:
-                ids, log_probs = self._step(placement, most_steps=most_steps - steps)
-                leaving = self._collect(ids, log_probs)
+                found = self._step(placement, most_steps=most_steps - steps)
+                leaving = self._collect(found)
                 self._failed_rounds = 0
-                steps += len(ids)
+                steps += len(found.best)
                 # Whoever waits for a result finds its rows free.
                 for running, result in leaving.items():
                     freed_rows += running.search.rows
@@ -165,7 +167,7 @@ class Worker:
             max_rows=self._runner.limits.max_rows,
         )
 
-    def _schedule(self, now: float) -> Placement | Onward | None:
+    def _schedule(self, now: float) -> Placement | None:
         """Drop what was given up, admit and encode what fits; None where nothing is left to decode."""
         shared, scheduler = self._shared, self._scheduler
         with shared.lock:
@@ -216,50 +218,51 @@ class Worker:
         sources, lengths = pad_sources([running.sequence.source for running in batch], pad_id=self._pad_id)
         rows = np.array([running.rows[0] for running in batch], dtype=np.int64)
         self._runner.encode(sources=sources, lengths=lengths, rows=rows)
-        source_tokens = int(lengths.sum())
+        source_tokens = sum([len(running.sequence.source) for running in batch])
         self._shared.observer.encoded(1.0 - source_tokens / sources.size, source_tokens)
 
-    def _step(self, placed: Placement | Onward, *, most_steps: int) -> tuple[IntArray, FloatArray | None]:
+    def _step(self, placed: Placement, *, most_steps: int) -> Found:
         """Run what was placed, and the cheapest head that serves every live row.
 
         Nobody is heard between steps that follow each other by themselves: only as many do as take no longer than
         ``_UNHEARD_S`` together.
-
-        Returns:
-            ids: int64 [steps, rows, k].
-            log_probs: of the last step, float32 [rows, k]; None where the best token alone is asked for.
         """
         runner, clock, alone = self._runner, self._shared.clock, self._shared.crew.alone
-        log_probs: FloatArray | None = None
+        tokens, positions, parents, steps = placed
+        if self._begun and self._shared.queue.rows:
+            steps = 1  # more are to begin, and rows that step together are cheaper
+        top: Candidates | None = None
         started_at = clock()
-        if isinstance(placed, Onward):
-            rows, origins, steps = placed
-            steps = max(1, min(steps, most_steps, int(_UNHEARD_S / self._step_s)))
-            end_id = self._scheduler.end_id
-            ids = runner.go_on(steps, end_id=end_id, rows=rows, origins=origins, alone=alone)[:, :, None]
-        else:
-            tokens, positions, parents = placed
+        if k := self._scheduler.candidates_needed:
             runner.step(tokens=tokens, positions=positions, parents=parents, alone=alone)
-            if k := self._scheduler.candidates_needed:
-                best, log_probs = runner.top_k(k)
-                ids = best[None]
-            else:
-                ids = runner.argmax()[None, :, None]
-        seconds = (clock() - started_at) / len(ids)
-        self._step_s = seconds or math.inf  # a clock that stands still tells nothing
-        for _ in ids:
-            self._shared.observer.stepped(placed.rows, seconds)
-        return ids, log_probs
+            top = runner.top_k(k)
+            best = [top.ids[:, 0].tolist()]
+        else:
+            # With more rows a step takes longer, though never as many times longer.
+            longest_s = self._step_s * max(1.0, placed.rows / self._stepped_rows)
+            best = runner.greedy_steps(
+                max(1, min(steps, most_steps, int(_UNHEARD_S / longest_s))),
+                tokens=tokens,
+                positions=positions,
+                parents=parents,
+                end_id=self._scheduler.end_id,
+                alone=alone,
+            )
+        seconds = (clock() - started_at) / len(best)
+        self._step_s, self._stepped_rows = seconds or math.inf, placed.rows  # a clock that stands still tells nothing
+        self._shared.observer.stepped(placed.rows, seconds, len(best))
+        return Found(best, top, seconds)
 
-    def _collect(self, ids: IntArray, log_probs: FloatArray | None) -> dict[Running, Result]:
+    def _collect(self, found: Found) -> dict[Running, Result]:
         """Let the searches choose; what has ended leaves, and is returned: nobody has been told yet."""
-        shared = self._shared
-        self._observe_tokens(steps=len(ids))
-        deciding = self._scheduler.take(ids)
+        shared, best, top = self._shared, found.best, found.top
+        self._observe_tokens(further_steps=len(best) - 1, seconds=found.seconds)
+        deciding = self._scheduler.take(best)
         if not deciding:
             return {}
         # Plain lists, for a search reads a few numbers at a time.
-        ids_of, log_probs_of = ids[-1].tolist(), None if log_probs is None else log_probs.tolist()
+        ids_of = [[token] for token in best[-1]] if top is None else top.ids.tolist()
+        log_probs_of = None if top is None else top.log_probs.tolist()
         leaving: dict[Running, Result] = {}
         for running in deciding:
             rows = running.rows
@@ -281,13 +284,17 @@ class Worker:
                 shared.observer.active_changed(shared.active_sequences)
         return leaving
 
-    def _observe_tokens(self, *, steps: int) -> None:
+    def _observe_tokens(self, *, further_steps: int, seconds: float) -> None:
+        """Tell of a step, and of further ones that took so long each."""
         observer, now = self._shared.observer, self._shared.clock()
+        first_step_at = now - further_steps * seconds
         for running in self._begun:
-            observer.first_token(now - running.sequence.submitted_at)
-        if others := len(self._scheduler.running) - len(self._begun):
-            for _ in range(steps):
-                observer.inter_token((now - self._last_step_at) / steps, others)
+            observer.first_token(first_step_at - running.sequence.submitted_at)
+        live = len(self._scheduler.running)
+        if others := live - len(self._begun):
+            observer.inter_token(first_step_at - self._last_step_at, others)
+        if further_steps:
+            observer.inter_token(seconds, live * further_steps)
         self._begun = []
         self._last_step_at = now
 

@@ -92,8 +92,8 @@ class Recorder(SilentObserver):
     def first_token(self, seconds: float) -> None:
         self.first.append(seconds)
 
-    def inter_token(self, seconds: float, sequences: int) -> None:
-        self.between.append((seconds, sequences))
+    def inter_token(self, seconds: float, tokens: int) -> None:
+        self.between.append((seconds, tokens))
 
     def cancelled(self, stage: Stage) -> None:
         self.stages.append(stage)

@@ -6,7 +6,7 @@ cache, or starts with anything but the start token: all of that raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -21,7 +21,6 @@ from export.runners.protocol import (
     RunnerError,
     RunnerLimits,
     ShapeError,
-    parent_rows,
 )
 
 PAD, UNK, START, END = 0, 1, 2, 3
@@ -77,7 +76,7 @@ class Calls:
     encoded: list[tuple[int, int]] = field(default_factory=list)  # shape of each encoder batch
     stepped_rows: list[int] = field(default_factory=list)
     heads: list[int] = field(default_factory=list)  # k of each head; 0: argmax
-    went_on: list[int] = field(default_factory=list)  # steps of each call of go_on
+    greedy_steps: list[int] = field(default_factory=list)  # that each call made
     stepped_alone: list[bool] = field(default_factory=list)  # what each step was told, the one under way too
 
 
@@ -149,20 +148,23 @@ class FakeRunner:
         self._rows = [*fed, *[None] * (self.limits.max_rows - count)]
         self._logits = np.stack([self._rule(row.source, row.fed[1:]) for row in fed])
 
-    def go_on(
-        self, steps: int, *, end_id: int, rows: int, origins: Mapping[int, int] | None = None, alone: bool = True
-    ) -> IntArray:
-        parents = parent_rows(rows, origins or {})
-        best, fed = self.argmax()[parents], [row.fed for row in self._rows if row and not row.fresh]
-        positions, taken = np.array([len(fed[parent]) for parent in parents.tolist()]), []
-        for _ in range(steps):
-            self.step(tokens=best, positions=positions, parents=parents, alone=alone)
-            best, positions, parents = self.argmax(), positions + 1, np.arange(rows)
-            taken.append(best)
-            if end_id in best:
-                break
-        self.calls.went_on.append(len(taken))
-        return np.array(taken)
+    def greedy_steps(
+        self,
+        steps: int,
+        *,
+        tokens: IntArray,
+        positions: IntArray,
+        parents: IntArray | None = None,
+        end_id: int,
+        alone: bool = True,
+    ) -> list[list[int]]:
+        best: list[list[int]] = []
+        while len(best) < steps and not (best and end_id in best[-1]):
+            self.step(tokens=tokens, positions=positions, parents=parents, alone=alone)
+            tokens, positions, parents = self.argmax(), positions + 1, None
+            best.append(tokens.tolist())
+        self.calls.greedy_steps.append(len(best))
+        return best
 
     def _fail(self, call: str) -> NoReturn:
         self._rows = [row if row and not row.fresh else None for row in self._rows]  # nobody will decode them

@@ -93,7 +93,7 @@ def test_a_quick_runner_goes_on_by_itself_until_somebody_may_end() -> None:
     jobs = [silent_job([5] * length) for length in (4, 9)]
     loop.submit([job.sequence for job in jobs])
     worker.run_round(most_steps=16)
-    assert runner.calls.went_on == [4, 5], "until the end token of each"
+    assert runner.calls.greedy_steps == [1, 4, 5], "one to see how long it takes, then until the end token of each"
     assert runner.calls.stepped_rows == [2] * 5 + [1] * 5
     assert [job.tokens for job in jobs] == [(5,) * 4, (5,) * 9]
 
@@ -104,7 +104,7 @@ def test_it_goes_on_no_further_than_an_output_may_get() -> None:
     jobs = [silent_job([5] * 11, max_output_tokens=most) for most in (3, 6)]
     loop.submit([job.sequence for job in jobs])
     worker.run_round(most_steps=16)
-    assert runner.calls.went_on == [2, 3]
+    assert runner.calls.greedy_steps == [1, 2, 3]
     assert [job.tokens for job in jobs] == [(5,) * 3, (5,) * 6]
 
 
@@ -114,7 +114,7 @@ def test_a_slow_runner_is_looked_after_at_every_step() -> None:
     job = silent_job([5] * 4)
     loop.submit([job.sequence])
     worker.run_round(most_steps=16)
-    assert runner.calls.went_on == [1] * 4
+    assert runner.calls.greedy_steps == [1] * 5
     assert job.tokens == (5,) * 4
 
 
@@ -127,7 +127,7 @@ def test_whoever_listens_hears_every_token_at_once() -> None:
         worker.run_round()
         assert jobs[0].streamed == [5] * step
     worker.run_round(most_steps=16)
-    assert runner.calls.went_on == [1, 1, 1, 1, 5], "and once it has ended, nobody does"
+    assert runner.calls.greedy_steps == [1, 1, 1, 1, 1, 5], "and once it has ended, nobody does"
     assert jobs[1].tokens == (6,) * 9
 
 
@@ -144,7 +144,18 @@ def test_who_comes_waits_for_few_steps_only() -> None:
     runner.before_step = before_step
     loop.submit([silent_job([5] * 11).sequence])
     worker.run_round(most_steps=16)
-    assert runner.calls.went_on == [2, 2], "as many steps as fit into 2 ms"
+    assert runner.calls.greedy_steps == [1, 2, 2], "as many steps as fit into 2 ms"
     assert runner.calls.stepped_rows == [1] * 5
     worker.run_round(most_steps=2)
     assert newcomer.tokens == (6,)
+
+
+def test_more_rows_than_before_are_taken_to_need_more_time() -> None:
+    runner = FakeRunner(copying_rule())
+    loop, worker, _ = open_worker(runner, step_s=0.00048)
+    for texts, first in ((1, 1), (1, 4), (3, 1), (3, 4), (1, 4)):
+        calls = len(runner.calls.greedy_steps)
+        loop.submit([silent_job([5] * 11).sequence for _ in range(texts)])
+        while worker.has_work:
+            worker.run_round(most_steps=16)
+        assert runner.calls.greedy_steps[calls] == first, "as many as fit into 2 ms, as far as is known"

@@ -210,12 +210,12 @@ class Moments(SilentObserver):
         self._both_at_work = threading.Barrier(2)
         self._met: set[threading.Thread] = set()
 
-    def stepped(self, rows: int, seconds: float) -> None:
+    def stepped(self, rows: int, seconds: float, steps: int) -> None:
         if threading.current_thread() not in self._met:
             self._met.add(threading.current_thread())
             self._both_at_work.wait(LONG_S)
         with self._changed:
-            self._steps += 1
+            self._steps += steps
             self._changed.notify_all()
 
     def watch(self, job: Job) -> None:

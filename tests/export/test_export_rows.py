@@ -116,7 +116,7 @@ def test_caches_begin_small_and_keep_what_they_hold_as_they_grow(
 
     written = draw.normal(size=(20, *caches.own[:, :2, :, 0].shape)).astype(np.float32)
     for position, values in enumerate(written):
-        caches.write_step([position, position])
+        caches.keep(2, tokens=position + 1)
         caches.own[:, :2, :, position] = values
         assert caches.layout[0] == {0: 4, 4: 8, 8: 16, 16: 30}[max(at for at in (0, 4, 8, 16) if at <= position)]
     assert np.array_equal(np.moveaxis(caches.own[:, :2, :, :20], 3, 0), written)
@@ -163,6 +163,7 @@ def test_a_search_that_narrows_to_one_hypothesis_and_widens_again_moves_all_that
     caches.move([0, 0], positions=[1, 1])
     caches.write_step([1, 1])
     caches.move([1], positions=[2])
+    caches.keep(1, tokens=3)
     caches.own[:, 0, :, 2] = 7.0
     caches.write_step([2])
     caches.move([0, 0], positions=[3, 3])
@@ -280,7 +281,7 @@ def test_heads_want_a_step_and_an_open_runner(tiny_bundle: Bundle) -> None:
     with pytest.raises(RunnerError, match="closed"):
         runner.argmax()
     with pytest.raises(RunnerError, match="closed"):
-        runner.go_on(1, end_id=3, rows=1)
+        runner.greedy_steps(1, tokens=ints(2), positions=ints(0), end_id=3)
 
 
 def greedily(runner: OrtCpuRunner, steps: int) -> IntArray:
@@ -295,58 +296,47 @@ def greedily(runner: OrtCpuRunner, steps: int) -> IntArray:
     return np.array(taken)
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_going_on_is_stepping_with_the_best_tokens(asked: bool, open_runner: Open) -> None:
+def test_greedy_steps_go_on_with_the_best_tokens(open_runner: Open) -> None:
     runner = open_runner(random_model(), max_rows=5)
     wanted = greedily(runner, 40)
     assert np.array_equal(greedily(runner, 4), wanted[:4])
-    if not asked:
-        runner.step(tokens=wanted[3], positions=np.full(5, 4))
-    behind = 4 if asked else 5
-    got = runner.go_on(10, end_id=VOCAB, rows=5)
-    assert np.array_equal(got, wanted[behind : behind + 10])
+    got = runner.greedy_steps(10, tokens=wanted[3], positions=np.full(5, 4), end_id=VOCAB)
+    assert got == wanted[4:14].tolist()
+    assert runner.argmax().tolist() == got[-1]
     # The last row takes the place of the second one, and two are lost.
-    kept = [0, 4, 2]
-    got = runner.go_on(18, end_id=VOCAB, rows=3, origins={1: 4})
-    assert np.array_equal(got, wanted[behind + 10 : behind + 28, kept])
-    end_id = int(wanted[behind + 30, 4])
-    first = 1 + int(np.argmax((wanted[behind + 28 :, kept] == end_id).any(axis=1)))
-    assert len(runner.go_on(5, end_id=end_id, rows=3)) == first, "it ends with the first end token"
+    kept = np.array([0, 4, 2])
+    got = runner.greedy_steps(18, tokens=wanted[13, kept], positions=np.full(3, 14), parents=kept, end_id=VOCAB)
+    assert got == wanted[14:32, kept].tolist()
+    end_id = int(wanted[34, 4])
+    first = 1 + int(np.argmax((wanted[32:, kept] == end_id).any(axis=1)))
+    got = runner.greedy_steps(5, tokens=wanted[31, kept], positions=np.full(3, 32), end_id=end_id)
+    assert got == wanted[32 : 32 + first, kept].tolist(), "they end with the first end token"
 
 
-def test_rows_of_one_source_move_as_they_go_on(open_runner: Open) -> None:
+def test_greedy_steps_of_rows_of_one_source(open_runner: Open) -> None:
     runner = open_runner(random_model(), max_rows=5)
     wanted = greedily(runner, 12)
     greedily(runner, 3)
     runner.step(tokens=wanted[2, [0, 4, 4, 4]], positions=np.full(4, 3), parents=np.array([0, 4, 4, 4]))
-    got = runner.go_on(5, end_id=VOCAB, rows=2, origins={0: 3})
-    assert np.array_equal(got, wanted[4:9, [4, 4]])
+    got = runner.greedy_steps(
+        5, tokens=wanted[3, [4, 4]], positions=np.full(2, 4), parents=np.array([3, 1]), end_id=VOCAB
+    )
+    assert got == wanted[4:9, [4, 4]].tolist()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"steps": 1, "rows": 6}, "rows: got 6, wanted 1 to 5"),
-        ({"steps": 1, "rows": 0}, "rows: got 0, wanted 1 to 5"),
-        ({"steps": 0, "rows": 5}, "steps: got 0, wanted 1 to"),
-        ({"steps": 1, "rows": 3, "origins": {3: 4}}, "origins: got 3, wanted 0 to 2"),
-        ({"steps": 1, "rows": 3, "origins": {1: 2}}, "origins: got 2, wanted 3 to 4"),
-    ],
-)
-def test_what_cannot_go_on_is_refused(arguments: dict[str, Any], message: str, open_runner: Open) -> None:
+def test_no_more_greedy_steps_than_there_are_places(open_runner: Open) -> None:
     runner = open_runner(random_model(), max_rows=5)
-    greedily(runner, 2)
-    with pytest.raises(ShapeError, match=message):
-        runner.go_on(arguments.pop("steps"), end_id=VOCAB, **arguments)
-    most = runner.limits.max_output_tokens
-    with pytest.raises(ShapeError, match=f"steps: got {most}, wanted 1 to {most - 2}"):
-        runner.go_on(most, end_id=VOCAB, rows=5)
-    assert len(runner.go_on(most - 2, end_id=VOCAB, rows=5)) == most - 2
+    tokens, positions = greedily(runner, 2)[-1], np.array([2, 1, 2, 0, 1])
+    most = runner.limits.max_output_tokens - 2
+    for steps in (0, most + 1):
+        with pytest.raises(ShapeError, match=f"steps: got {steps}, wanted 1 to {most}"):
+            runner.greedy_steps(steps, tokens=tokens, positions=positions, end_id=VOCAB)
+    assert len(runner.greedy_steps(most, tokens=tokens, positions=positions, end_id=VOCAB)) == most
 
 
 def test_a_row_that_has_lost_its_source_is_nobodys_parent(open_runner: Open) -> None:
     runner = open_runner(random_model(), max_rows=5)
-    greedily(runner, 2)
-    runner.go_on(1, end_id=VOCAB, rows=3)
+    tokens = greedily(runner, 2)[-1]
+    runner.step(tokens=tokens[:3], positions=np.full(3, 2))
     with pytest.raises(ShapeError, match="parents: got row 4, which holds nothing"):
         runner.step(tokens=np.full(2, 5), positions=np.full(2, 3), parents=np.array([0, 4]))

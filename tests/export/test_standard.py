@@ -79,7 +79,7 @@ class StandardGraphs:
         present = zip(cache_names("present", self._layers), self.own, strict=True)
         vectors = {"tokens": self._tokens, "positions": self._positions, "source_lengths": self._lengths}
         inputs, outputs = {**vectors, **dict(own), **dict(cross)}, {"logits": self.logits, **dict(present)}
-        self._step.run(None, lambda: (inputs, outputs))
+        self._step.on(None, lambda: (inputs, outputs)).run()
 
     def argmax(self) -> IntArray:
         ids, next_positions = run_graph(self._greedy, {"logits": self.logits, "positions": self._positions})

@@ -163,17 +163,28 @@ def test_while_rows_go_on_each_step_is_begun_before_it_is_asked_for(bundle: Bund
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_it_goes_on_by_itself_as_the_cpus_does(bundle: Bundle, cpu: OrtCpuRunner, schedule: Schedule) -> None:
+def test_greedy_steps_are_those_of_the_cpu(bundle: Bundle, cpu: OrtCpuRunner, schedule: Schedule) -> None:
     runner, _ = open_fake(bundle, schedule=schedule)
-    assert np.array_equal(begin(runner, 5), begin(cpu, 5))
-    onward: list[tuple[int, int, dict[int, int]]] = [(4, 5, {}), (3, 4, {1: 4}), (6, 4, {}), (5, 2, {0: 3}), (1, 1, {})]
-    for steps, rows, origins in onward:
-        got, wanted = (one.go_on(steps, end_id=VOCAB, rows=rows, origins=origins) for one in (runner, cpu))
-        assert np.array_equal(got, wanted)
-    assert len(got) == 1
-    assert len(runner.go_on(4, end_id=int(cpu.go_on(1, end_id=VOCAB, rows=1)[0, 0]), rows=1)) == 1, "an end token"
-    with pytest.raises(ShapeError, match="rows: got 2, wanted 1 to 1"):
-        runner.go_on(1, end_id=VOCAB, rows=2)
+    tokens, wanted = begin(runner, 5), begin(cpu, 5)
+    assert np.array_equal(tokens, wanted)
+    position = 1
+    calls: list[tuple[int, list[int] | None]] = [(4, None), (3, [0, 4, 2, 3]), (6, None), (5, [3, 1]), (1, [0])]
+    for steps, origins in calls:
+        parents = None if origins is None else np.array(origins)
+        tokens = tokens if origins is None else tokens[origins]
+        positions = np.full(len(tokens), position)
+        got, found = (
+            one.greedy_steps(steps, tokens=tokens, positions=positions, parents=parents, end_id=VOCAB)
+            for one in (runner, cpu)
+        )
+        assert got == found
+        assert len(got) == steps
+        tokens, position = np.array(got[-1]), position + steps
+    arguments: dict[str, Any] = {"tokens": tokens, "positions": np.array([position])}
+    ((end_id,),) = cpu.greedy_steps(1, **arguments, end_id=VOCAB)
+    assert runner.greedy_steps(4, **arguments, end_id=end_id) == [[end_id]], "an end token ends them"
+    with pytest.raises(ShapeError, match="steps: got 0, wanted 1 to"):
+        runner.greedy_steps(0, **arguments, end_id=VOCAB)
     runner.close()
 
 

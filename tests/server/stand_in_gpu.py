@@ -54,6 +54,10 @@ class WrongRunner(OrtCpuRunner):
     def argmax(self) -> IntArray:
         return super().argmax() ^ 1
 
+    def greedy_steps(self, steps: int, *, end_id: int, **arguments: Any) -> list[list[int]]:
+        self.step(**arguments)
+        return [self.argmax().tolist()]  # one is enough of them
+
 
 class StandInGpu:
     """Implements ``server.runners.GpuAccess``.
@@ -158,12 +162,13 @@ class Hold:
         self.reached = threading.Event()
         self._released = threading.Event()
         for runner in runners:
-            runner.step = partial(self._step, runner.step)  # type: ignore[method-assign]
+            for name in ("step", "greedy_steps"):
+                setattr(runner, name, partial(self._step, getattr(runner, name)))
 
-    def _step(self, step: Callable[..., None], **arguments: object) -> None:
+    def _step(self, step: Callable[..., Any], *steps: int, **arguments: object) -> Any:
         self.reached.set()
         assert self._released.wait(PATIENCE_S), "never released"
-        step(**arguments)
+        return step(*steps, **arguments)
 
     def release(self) -> None:
         self._released.set()

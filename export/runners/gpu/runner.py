@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from export.bundle import Manifest
 from export.contract import cache_dtype
-from export.runners.checks import check_onward, check_size, check_sources, check_step
+from export.runners.checks import check_size, check_sources, check_step, check_steps
 from export.runners.gpu.buckets import smallest
 from export.runners.gpu.buffers import Buffers, BufferSizes
 from export.runners.gpu.caches import CacheShape
@@ -27,7 +27,6 @@ from export.runners.protocol import (
     RunnerError,
     RunnerLimits,
     ShapeError,
-    parent_rows,
 )
 
 
@@ -172,40 +171,45 @@ class GpuRunner:
         self._run(step, self._head)
         self._step = step
 
-    def go_on(
-        self, steps: int, *, end_id: int, rows: int, origins: Mapping[int, int] | None = None, alone: bool = True
-    ) -> IntArray:
-        """Run further steps, in each of which every live row goes on with its best token, as ``argmax`` gives it.
+    def greedy_steps(
+        self,
+        steps: int,
+        *,
+        tokens: IntArray,
+        positions: IntArray,
+        parents: IntArray | None = None,
+        end_id: int,
+        alone: bool = True,
+    ) -> list[list[int]]:
+        """Run a step, and further ones in each of which every row goes on with its best token, as ``argmax`` gives it.
 
         They end early, after one in which ``end_id`` was best for some row.
 
         Args:
             steps: at most so many, at least 1.
+            tokens: as of ``step``, for the first one; so are the next two.
+            positions: see there.
+            parents: see there.
             end_id: the end token.
-            rows: live rows from now on, at most as many as in the last step.
-            origins: the row from beyond them that a row continues, by that row; all others continue themselves.
             alone: of no account.
 
         Returns:
-            Best token of each row after each step: int64 [steps, rows].
+            Best token of each row after each step: [steps][rows].
 
         Raises:
-            ShapeError: there are not so many rows, or one would get longer than ``limits.max_output_tokens``.
+            ShapeError: as ``step``, or a row would get longer than ``limits.max_output_tokens``.
             RunnerError: the device failed.
         """
-        places = self._stepped().positions
-        check_onward(self.limits, steps, positions=places, rows=rows, origins=origins or {})
-        order = parent_rows(rows, origins or {})
-        best, positions, parents = self.argmax()[order], np.array(places, np.int64)[order], order if origins else None
-        taken = []
-        for _ in range(steps):
-            positions = positions + 1
-            self.step(tokens=best, positions=positions, parents=parents, alone=alone)
-            best, parents = self.argmax(), None
-            taken.append(best)
-            if end_id in best.tolist():
-                break
-        return np.array(taken)
+        _, places, _ = check_step(self._dims, self.limits, tokens=tokens, positions=positions, parents=parents)
+        check_steps(self.limits, steps, positions=places)
+        best: list[list[int]] = []
+        while True:
+            self.step(tokens=tokens, positions=positions, parents=parents, alone=alone)
+            tokens = self.argmax()
+            best.append(tokens.tolist())
+            if len(best) == steps or end_id in best[-1]:
+                return best
+            positions, parents = positions + 1, None
 
     def argmax(self) -> IntArray:
         """Best token of each row of the last step: int64 [rows]; the lowest id where several are equal."""
