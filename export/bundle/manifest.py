@@ -12,7 +12,7 @@ from typing import Any
 from export.bundle.fields import BundleError, Fields, to_json
 from export.contract import GRAPH_NAMES, ModelDimensions
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 LENGTH_PENALTIES = ("GNMT", "POWER")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import Literal
 
+from export.contract.encoder import encoder_contract
 from export.contract.heads import argmax_contract, greedy_contract, top_k_contract
 from export.contract.ort import (
     OUTPUT_FILE,
     SHORTLISTED_STEP,
-    ort_encoder_contract,
     ort_step_contract,
     output_arrays,
     output_inputs,
 )
 from export.contract.runner import LENGTHS, PARENTS, POSITIONS, ROWS, SOURCES, TOKENS
-from export.contract.standard import reorder_contract, standard_encoder_contract, standard_step_contract
+from export.contract.standard import reorder_contract, standard_step_contract
 from export.contract.tensors import (
     HEAD_DIM_MULTIPLE,
     VOCAB_BLOCK,
@@ -48,14 +48,13 @@ __all__ = [
     "argmax_contract",
     "cache_dtype",
     "cache_names",
+    "encoder_contract",
     "graph_contracts",
     "greedy_contract",
-    "ort_encoder_contract",
     "ort_step_contract",
     "output_arrays",
     "output_inputs",
     "reorder_contract",
-    "standard_encoder_contract",
     "standard_step_contract",
     "top_k_contract",
 ]
@@ -77,14 +76,14 @@ def graph_contracts(
     cached = cache_dtype(precision)
     if flavour == "standard":
         return {
-            "encoder": standard_encoder_contract(dimensions, cached),
+            "encoder": encoder_contract(dimensions, cached),
             "step": standard_step_contract(dimensions, cached),
             "greedy": greedy_contract(dimensions),
             "top_k": top_k_contract(dimensions),
             "reorder": reorder_contract(dimensions, cached),
         }
     return {
-        "encoder": ort_encoder_contract(dimensions, cached),
+        "encoder": encoder_contract(dimensions, cached),
         "step": ort_step_contract(dimensions, cached),
         "argmax": argmax_contract(dimensions),
         "top_k": top_k_contract(dimensions),

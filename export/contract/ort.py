@@ -11,7 +11,6 @@ from export.contract.tensors import (
     ModelDimensions,
     TensorSpec,
     caches,
-    encoder_memory,
     spec,
     step_cache_shapes,
 )
@@ -21,14 +20,6 @@ SHORTLISTED_STEP = "step_shortlist"
 
 OUTPUT_FILE = "output.npz"
 """The last projection, beside the shortlisted step, which takes a part of it as inputs."""
-
-
-def ort_encoder_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
-    """Sources to every decoder layer's cross-attention keys and values, of dtype ``cached``, in buffer order."""
-    return GraphContract(
-        inputs=(spec("tokens", np.int64, "batch", "src_len"), spec("lengths", np.int32, "batch")),
-        outputs=(encoder_memory(dimensions, cached),),
-    )
 
 
 def ort_step_contract(

@@ -6,15 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from export.contract.tensors import GraphContract, ModelDimensions, caches, encoder_memory, spec, step_cache_shapes
-
-
-def standard_encoder_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:
-    """Sources to every decoder layer's cross-attention keys and values, of dtype ``cached``, in buffer order."""
-    return GraphContract(
-        inputs=(spec("tokens", np.int64, "batch", "src_len"), spec("lengths", np.int64, "batch")),
-        outputs=(encoder_memory(dimensions, cached),),
-    )
+from export.contract.tensors import GraphContract, ModelDimensions, caches, spec, step_cache_shapes
 
 
 def standard_step_contract(dimensions: ModelDimensions, cached: np.dtype[Any]) -> GraphContract:

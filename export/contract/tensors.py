@@ -122,12 +122,6 @@ def cache_dtype(precision: str) -> np.dtype[Any]:
     return np.dtype(names[precision])
 
 
-def encoder_memory(dimensions: ModelDimensions, cached: np.dtype[Any]) -> TensorSpec:
-    """What the encoder gives: every decoder layer's cross-attention keys and values."""
-    shape = (2 * dimensions.decoder_layers, "batch", dimensions.heads, "src_len", dimensions.head_dim)
-    return TensorSpec("cross", cached, shape)
-
-
 def step_cache_shapes(dimensions: ModelDimensions) -> tuple[tuple[int | str, ...], tuple[int | str, ...]]:
     """Shapes of a row's own caches and of those of its source."""
     heads, head_dim = dimensions.heads, dimensions.head_dim

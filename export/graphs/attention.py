@@ -1,111 +1,52 @@
-"""Attention of the ``ort`` flavour: GroupQueryAttention of ONNX Runtime."""
+"""What attention is written as in both flavours: that of the encoder."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from onnx import TensorProto
-
-from export.graphs.builder import MICROSOFT, GraphBuilder
+from export.graphs.builder import GraphBuilder
 from export.graphs.description import ModelDescription
-from export.graphs.flavour import PARTS
-from export.graphs.numbers.format import NumberFormat
-
-_INPUTS_BEFORE_SCALES = 5  # of rotary embeddings, bias and sinks, which these models do not have
-_PER_TENSOR: dict[str, Any] = {"k_quant_type": "PER_TENSOR", "v_quant_type": "PER_TENSOR", "kv_cache_bit_width": 8}
 
 
-class OrtEncoderAttention:
-    """GroupQueryAttention, not causal: each source is attended to as long as it is, so padding costs nothing.
+class EncoderAttention:
+    """ONNX's own Attention over sources that are padded to the longest of the batch.
 
-    Nothing beyond a source's length enters any sum, so a source's result cannot depend on its neighbours.
+    Positions beyond a source's length attend too, to what is within; nobody reads what comes of it. On the CPU it gives
+    the same as ONNX Runtime's GroupQueryAttention, to the bit, and a whole encoder takes 2 to 4 % less time.
     """
 
-    def __init__(self, graph: GraphBuilder, model: ModelDescription, *, numbers: NumberFormat) -> None:
+    def __init__(self, graph: GraphBuilder, model: ModelDescription, *, flat: bool) -> None:
+        """Begin a graph.
+
+        Args:
+            graph: of the encoder.
+            model: whose attention it is.
+            flat: whether values are [positions, width] instead of [batch, src_len, width].
+        """
+        dims = model.dims
         self._graph = graph
-        self._numbers = numbers
-        self._operator = _operator(model)
-        self._width = model.dims.attention_width
-        self._last_places = graph.op("Sub", "lengths", graph.constant(1, np.int32))
-        self._src_len = graph.op("Cast", graph.op("Shape", "tokens", start=1, end=2), to=TensorProto.INT32)
+        self._flat = flat
+        # heads stay side by side: the operator takes them apart itself
+        self._operator = {"q_num_heads": dims.heads, "kv_num_heads": dims.heads, **scale_of(model)}
+        self._width = dims.attention_width
         self._packed_shape = graph.op("Concat", graph.op("Shape", "tokens"), graph.constant([3 * self._width]), axis=0)
+        self._unpadded = unpadded("lengths")
 
     def attend(self, query_key_value: str) -> str:
         """[positions, 3 * attention_width] -> [positions, attention_width]."""
         graph = self._graph
-        packed = graph.op("Reshape", query_key_value, self._packed_shape) if self._numbers.flat else query_key_value
-        attended, _, _ = graph.ops(
-            "GroupQueryAttention",
-            (packed, "", "", "", "", self._last_places, self._src_len),
-            outputs=(None, None, None),
-            **self._operator,
-            causal=0,
-        )
-        return graph.op("Reshape", attended, graph.constant([-1, self._width])) if self._numbers.flat else attended
-
-    def keep(self, memory: str) -> None:
-        """Give out all cross-attention keys and values: [batch, src_len, 2 * layers, heads, head_dim]."""
-        self._graph.op("Transpose", memory, perm=[2, 0, 3, 1, 4], output="cross")
+        packed = graph.op("Reshape", query_key_value, self._packed_shape) if self._flat else query_key_value
+        parts = graph.ops("Split", (packed,), outputs=(None, None, None), axis=-1, num_outputs=3)
+        attended = graph.op("Attention", *parts, *self._unpadded, **self._operator)
+        return graph.op("Reshape", attended, graph.constant([-1, self._width])) if self._flat else attended
 
 
-class OrtStepAttention:
-    """GroupQueryAttention over caches whose past and present are one buffer; rows are ragged at no cost."""
-
-    def __init__(self, graph: GraphBuilder, model: ModelDescription, *, numbers: NumberFormat) -> None:
-        self._graph = graph
-        self._numbers = numbers
-        self._operator = _operator(model)
-        self._width = model.dims.attention_width
-        self._positions = graph.op("Cast", "positions", to=TensorProto.INT32)
-        self._last_source = graph.op("Sub", "source_lengths", graph.constant(1, np.int32))
-        self._nothing = ""  # keys and values of no token
-
-    def attend_self(self, layer: int, query_key_value: str) -> str:
-        """Append to the row's own cache and attend to it: [rows, 3 * attention_width] -> [rows, attention_width]."""
-        caches = (f"past_key_{layer}", f"past_value_{layer}")
-        return self._attend(
-            (self._apart(query_key_value, 3 * self._width), "", "", *caches, self._positions, "longest_target"),
-            present=(f"present_key_{layer}", f"present_value_{layer}"),
-            scales=self._scales(f"decoder.{layer}.self_attention"),
-        )
-
-    def attend_cross(self, layer: int, query: str) -> str:
-        """Attend to the row's source: [rows, attention_width] -> [rows, attention_width]."""
-        graph, query = self._graph, self._apart(query, self._width)
-        if not self._nothing:
-            none, places = graph.constant([0]), graph.constant([1])
-            self._nothing = graph.op("Slice", query, none, none, places)
-        caches = (f"cross_key_{layer}", f"cross_value_{layer}")
-        return self._attend(
-            (query, self._nothing, self._nothing, *caches, self._last_source, "longest_source"),
-            present=(f"cross_present_key_{layer}", f"cross_present_value_{layer}"),
-            scales=self._scales(f"decoder.{layer}.cross_attention"),
-        )
-
-    def _apart(self, x: str, width: int) -> str:
-        """[rows, 1, width], as the operator wants it."""
-        return self._graph.op("Reshape", x, self._graph.constant([-1, 1, width])) if self._numbers.flat else x
-
-    def _scales(self, attention: str) -> tuple[str, ...]:
-        """Scales of the caches of keys and values, float32 [1]; none where they hold float32."""
-        scales = (self._numbers.cache_scale(f"{attention}.{part}") for part in PARTS)
-        return tuple(self._graph.constant([scale], np.float32) for scale in scales if scale is not None)
-
-    def _attend(self, inputs: tuple[str, ...], *, present: tuple[str, str], scales: tuple[str, ...]) -> str:
-        attended, _, _ = self._graph.ops(
-            "GroupQueryAttention",
-            (*inputs, *[""] * _INPUTS_BEFORE_SCALES, *scales) if scales else inputs,
-            outputs=(None, *present),
-            **self._operator,
-            **(_PER_TENSOR if scales else {}),
-        )
-        flat = self._graph.constant([-1, self._width])
-        return self._graph.op("Reshape", attended, flat) if self._numbers.flat else attended
+def scale_of(model: ModelDescription) -> dict[str, Any]:
+    """Of every attention node; none: the operator's own, by the width of a head."""
+    return {} if model.attention_scale is None else {"scale": model.attention_scale}
 
 
-def _operator(model: ModelDescription) -> dict[str, Any]:
-    """What every attention node has in common; no scale: the operator's own, by the width of a head."""
-    heads, scale = model.dims.heads, model.attention_scale
-    common = {"domain": MICROSOFT, "num_heads": heads, "kv_num_heads": heads}
-    return common if scale is None else {**common, "scale": scale}
+def unpadded(lengths: str) -> tuple[str, ...]:
+    """What Attention takes after query, key and value so that each row attends to its first ``lengths`` keys, int64."""
+    no_mask, no_past_key, no_past_value = "", "", ""
+    return no_mask, no_past_key, no_past_value, lengths

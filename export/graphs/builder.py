@@ -37,7 +37,7 @@ class Opsets:
         return {"": self.onnx} if self.microsoft is None else {"": self.onnx, MICROSOFT: self.microsoft}
 
 
-ORT_OPSETS = Opsets(ir_version=10, onnx=21, microsoft=1)
+ORT_OPSETS = Opsets(ir_version=12, onnx=24, microsoft=1)
 STANDARD_OPSETS = Opsets(ir_version=12, onnx=24)
 
 

@@ -18,16 +18,6 @@ def memory_caches(layers: int) -> list[str]:
     return [f"decoder.{layer}.cross_attention.{part}" for layer in range(layers) for part in PARTS]
 
 
-class EncoderAttention(Protocol):
-    """Self-attention of the encoder, over sources of unequal length."""
-
-    def attend(self, query_key_value: str) -> str:
-        """[positions, 3 * attention_width] -> [positions, attention_width]."""
-
-    def keep(self, memory: str) -> None:
-        """Give out all cross-attention keys and values: [batch, src_len, 2 * layers, heads, head_dim]."""
-
-
 class StepAttention(Protocol):
     """Attention of one decoder step over the caches, which it updates in place."""
 
@@ -53,14 +43,8 @@ class Flavour(Protocol):
     def numbers(self) -> NumberFormat:
         """How its graphs multiply matrices and keep their caches."""
 
-    def encoder_contract(self, dims: ModelDimensions) -> GraphContract:
-        """Inputs and outputs of its encoder."""
-
     def step_contract(self, dims: ModelDimensions) -> GraphContract:
         """Inputs and outputs of its step."""
-
-    def encoder_attention(self, graph: GraphBuilder, model: ModelDescription) -> EncoderAttention:
-        """Self-attention of the encoder ``graph``."""
 
     def step_attention(self, graph: GraphBuilder, model: ModelDescription) -> StepAttention:
         """Attention of the step ``graph``."""

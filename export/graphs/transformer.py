@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from export.contract import SHORTLISTED_STEP, ModelDimensions, cache_names, ort_step_contract
+from export.contract import SHORTLISTED_STEP, ModelDimensions, cache_names, encoder_contract, ort_step_contract
+from export.graphs.attention import EncoderAttention
 from export.graphs.builder import GraphBuilder
 from export.graphs.description import Attention, EmbeddingTables, Layer, Linear, ModelDescription, Norm
 from export.graphs.flavour import Flavour, memory_caches
@@ -23,9 +24,10 @@ from model.config import Activation
 def build_encoder(model: ModelDescription, weights: WeightFile, flavour: Flavour) -> GraphBuilder:
     """The encoder, ending in every decoder layer's cross-attention keys and values."""
     dims = model.dims
-    graph = GraphBuilder("encoder", contract=flavour.encoder_contract(dims), opsets=flavour.opsets, weights=weights)
+    contract = encoder_contract(dims, flavour.numbers.cache_dtype)
+    graph = GraphBuilder("encoder", contract=contract, opsets=flavour.opsets, weights=weights)
     emit = _Emitter(graph, model, flavour)
-    attention = flavour.encoder_attention(graph, model)
+    attention = EncoderAttention(graph, model, flat=flavour.numbers.flat)
     src_len = graph.op("Shape", "tokens", start=1, end=2)
     places = graph.op("Range", graph.constant(0), graph.op("Squeeze", src_len), graph.constant(1))
     x = emit.embed("source", model.source, tokens="tokens", positions=places)
@@ -41,7 +43,7 @@ def build_encoder(model: ModelDescription, weights: WeightFile, flavour: Flavour
     memory = flavour.numbers.cached_linear(graph, MEMORY, x, model.memory, caches=caches)
     apart = graph.constant([len(caches), dims.heads, dims.head_dim])
     split = graph.op("Concat", graph.op("Shape", "tokens"), apart, axis=0)
-    attention.keep(graph.op("Reshape", memory, split))
+    graph.op("Transpose", graph.op("Reshape", memory, split), perm=[2, 0, 3, 1, 4], output="cross")
     return graph
 
 

@@ -117,7 +117,7 @@ class OrtCpuRunner:
         """
         self._check_open()
         check_sources(self._dims, self.limits, sources=sources, lengths=lengths, rows=rows)
-        (memory,) = run_graph(self._encoder, {"tokens": sources, "lengths": lengths.astype(np.int32)})
+        (memory,) = run_graph(self._encoder, {"tokens": sources, "lengths": lengths})
         self._caches.write_sources(memory, lengths=lengths, rows=rows)
         self._vocabulary.take_sources(sources, lengths=lengths, rows=rows, held=self._caches.sources)
 

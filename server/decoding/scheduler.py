@@ -164,8 +164,8 @@ def encoder_batches(begun: Items[Running]) -> list[list[Running]]:
     A batch costs its tokens, padding included, and as much again as ``_BATCH_COST_TOKENS``: each run reads all weights
     anew.
     """
-    if not begun:
-        return []
+    if len(begun) < 2:
+        return [list(begun)] if begun else []
     longest_first = sorted(begun, key=_source_tokens, reverse=True)
     lengths = [len(running.sequence.source) for running in longest_first]
     # A cut between sources of one length saves nothing.

@@ -157,7 +157,7 @@ def test_a_path_that_leaves_the_bundle_is_refused(path: str, copy: Path) -> None
 
 
 WRONG_FIELDS: dict[str, dict[str, Any]] = {
-    "format_version: got 2, wanted 5": {"format_version": 2},
+    "format_version: got 2, wanted 6": {"format_version": 2},
     "name: got 'No/Name'": {"name": "No/Name"},
     "source_languages: got [], wanted at least one code": {"source_languages": ()},
     "target_languages: got ['de', ''], wanted": {"target_languages": ("de", "")},
