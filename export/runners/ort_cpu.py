@@ -170,8 +170,8 @@ class OrtCpuRunner:
         """
         places, graph = self._prepare(steps, tokens=tokens, positions=positions, parents=parents, alone=alone)
         rows, best = len(places), []
-        # While a step's weights pass through the CPU's caches they drive everything else out of them: what little is
-        # done between two steps is done on plain numbers, each call into numpy would cost several microseconds.
+        # A step's weights drive everything else out of the CPU's caches. So what little is done between two steps is
+        # done on plain numbers: a sum of two arrays, half a microsecond elsewhere, takes five here.
         while True:
             self._run(graph, places)
             best.append(self._vocabulary.argmax(self._tokens[:rows]))
