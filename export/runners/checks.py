@@ -58,7 +58,7 @@ def check_steps(limits: RunnerLimits, steps: int, *, positions: Sequence[int]) -
     """Hold the number of steps of ``Runner.greedy_steps`` against the places of its rows, as ``check_step`` gave them.
 
     Raises:
-        ShapeError: a row would get longer than it may.
+        ShapeError: there are none, or a row would get longer than it may.
     """
     check_size("steps", steps, limits.max_output_tokens - max(positions))
 

@@ -165,7 +165,7 @@ class OrtCpuRunner:
             Best token of each row after each step: [steps][rows].
 
         Raises:
-            ShapeError: as ``step``, or a row would get longer than ``limits.max_output_tokens``.
+            ShapeError: as ``step``, or ``steps`` is not from 1 to the places that the longest row has left.
             RunnerError: the runtime failed.
         """
         places, graph = self._prepare(steps, tokens=tokens, positions=positions, parents=parents, alone=alone)
@@ -226,11 +226,11 @@ class OrtCpuRunner:
         rows, longest = len(places), max(places) + 1
         if origins is not None:
             self._caches.move(origins, positions=places)
+        self._longest_source[0] = self._caches.longest_source(rows)
+        self._longest_target[0] = longest
         self._caches.keep(rows, tokens=longest + steps - 1)
         self._tokens[:rows] = tokens
         self._positions[:rows] = positions
-        self._longest_target[0] = longest
-        self._longest_source[0] = self._caches.longest_source(rows)
         if self._bound_layout != self._caches.layout:
             self._bound_step.clear()
             self._bound_layout = self._caches.layout

@@ -150,7 +150,7 @@ class Runner(Protocol):
             Best token of each row after each step: [steps][rows].
 
         Raises:
-            ShapeError: as ``step``, or a row would get longer than ``limits.max_output_tokens``.
+            ShapeError: as ``step``, or ``steps`` is not from 1 to the places that the longest row has left.
             RunnerError: the device failed.
         """
 

@@ -33,7 +33,7 @@ class RowCaches:
         own: self-attention keys and values, one row per hypothesis; anew where the capacity has grown.
         cross: cross-attention keys and values of the row's source; likewise.
         cache_bytes: address space of all buffers at their largest.
-        source_lengths: int32 [rows], tokens of each row's source; 0: the row never held one.
+        source_lengths: int32 [rows], tokens of each row's source, the last that it held; 0: it never held one.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class RowCaches:
         self._steps.clear()
 
     def move(self, parents: Sequence[int], *, positions: Sequence[int]) -> None:
-        """Let each row continue the caches of its parent; they are then all that is to ``keep``.
+        """Let each row continue the caches of its parent. To be followed by ``keep``: what lies beyond them is lost.
 
         Hypotheses of one search differ in their last few places only: no more of them is copied.
 
@@ -179,12 +179,13 @@ class RowCaches:
         """Tokens of the longest source of the first ``rows`` rows.
 
         Raises:
-            ShapeError: one of these rows has no source.
+            ShapeError: one of these rows has no source, or has lost it.
         """
-        lengths: list[int] = self.source_lengths[:rows].tolist()
-        if 0 in lengths:
-            raise ShapeError(f"rows: got row {lengths.index(0)} without a source, wanted every live row encoded")
-        return max(lengths)
+        held = self._sources[:rows]
+        if 0 in held:
+            raise ShapeError(f"rows: got row {held.index(0)} without a source, wanted every live row encoded")
+        longest: int = max(self.source_lengths[:rows].tolist())
+        return longest
 
 
 def _grown(buffer: Values, needed: int, *, most: int, rows: IntArray) -> Values:

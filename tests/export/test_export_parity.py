@@ -141,3 +141,28 @@ def test_a_row_is_the_same_to_the_bit_whatever_its_neighbours(
     ):
         together = run(neighbours, width=width, place=place)
         assert np.array_equal(alone, together), (neighbours, width)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_source_is_the_same_to_the_bit_however_far_it_is_padded(
+    threads: int, precision: str, open_runner: Open
+) -> None:
+    model = random_model(d_model=128, heads=2, ffn_dim=192, max_positions=512)
+    runner = open_runner(model, threads=threads, precision=precision)
+
+    def first_logits(source: np.ndarray, *, to: int, beside: int) -> np.ndarray:
+        others = sources_of([to] * beside, vocab=301, seed=to)
+        sources, lengths = padded([*others, source], to=to)
+        rows = np.arange(len(lengths))
+        runner.encode(sources=sources, lengths=lengths, rows=rows)
+        runner.step(tokens=np.full(len(rows), START), positions=np.zeros(len(rows), np.int64))
+        logits: np.ndarray = runner.logits()[-1].copy()
+        return logits
+
+    for length in (1, 2, 8, 15, 17, 33, 64, 65, 130, 300):
+        (source,) = sources_of([length], vocab=301, seed=length)
+        alone = first_logits(source, to=length, beside=0)
+        for to in sorted({length + 1, 16, 48, 64, 100, 256, 512}):
+            if to > length:
+                assert np.array_equal(first_logits(source, to=to, beside=to % 3), alone), (length, to)

@@ -186,8 +186,8 @@ def test_heads_and_logits_agree_and_may_be_called_again(open_runner: Open) -> No
     model = random_model()
     runner = open_runner(model, max_rows=5)
     array, lengths = padded(sources_of([4, 9, 6], vocab=VOCAB))
-    runner.encode(sources=array, lengths=lengths, rows=np.arange(3))
     for rows in (3, 2, 3):
+        runner.encode(sources=array, lengths=lengths, rows=np.arange(3))
         runner.step(tokens=np.full(rows, START), positions=np.zeros(rows, np.int64))
         logits = torch.from_numpy(runner.logits().copy())
         selectable = logits.clone()
@@ -340,3 +340,7 @@ def test_a_row_that_has_lost_its_source_is_nobodys_parent(open_runner: Open) -> 
     runner.step(tokens=tokens[:3], positions=np.full(3, 2))
     with pytest.raises(ShapeError, match="parents: got row 4, which holds nothing"):
         runner.step(tokens=np.full(2, 5), positions=np.full(2, 3), parents=np.array([0, 4]))
+    for parents in (None, np.arange(5)):
+        with pytest.raises(ShapeError, match="rows: got row 3 without a source, wanted every live row encoded"):
+            runner.step(tokens=tokens, positions=np.full(5, 3), parents=parents)
+    runner.step(tokens=tokens[:3], positions=np.full(3, 3))
