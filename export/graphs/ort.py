@@ -52,7 +52,8 @@ class OrtStepAttention:
     def __init__(self, graph: GraphBuilder, model: ModelDescription, *, numbers: NumberFormat) -> None:
         self._graph = graph
         self._numbers = numbers
-        self._operator = _operator(model)
+        heads = model.dims.heads
+        self._operator = {"domain": MICROSOFT, "num_heads": heads, "kv_num_heads": heads, **scale_of(model)}
         self._width = model.dims.attention_width
         self._positions = graph.op("Cast", "positions", to=TensorProto.INT32)
         self._last_source = graph.op("Sub", "source_lengths", graph.constant(1, np.int32))
@@ -99,9 +100,3 @@ class OrtStepAttention:
         )
         flat = self._graph.constant([-1, self._width])
         return self._graph.op("Reshape", attended, flat) if self._numbers.flat else attended
-
-
-def _operator(model: ModelDescription) -> dict[str, Any]:
-    """What every attention node has in common."""
-    heads = model.dims.heads
-    return {"domain": MICROSOFT, "num_heads": heads, "kv_num_heads": heads, **scale_of(model)}

@@ -5,13 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from export.contract import (
-    FlavourName,
-    GraphContract,
-    ModelDimensions,
-    reorder_contract,
-    standard_step_contract,
-)
+from export.contract import FlavourName, GraphContract, ModelDimensions, reorder_contract, standard_step_contract
 from export.graphs.attention import scale_of, unpadded
 from export.graphs.builder import STANDARD_OPSETS, GraphBuilder, Opsets
 from export.graphs.description import ModelDescription

@@ -178,8 +178,6 @@ class OrtCpuRunner:
             if len(best) == steps or end_id in best[-1]:
                 return best
             places = [place + 1 for place in places]
-            self._positions[:rows] = places
-            self._longest_target[0] = max(places) + 1
 
     def argmax(self) -> IntArray:
         """Best token of each row of the last step: int64 [rows]; the lowest id where several are equal."""
@@ -214,23 +212,21 @@ class OrtCpuRunner:
     def _prepare(
         self, steps: int, *, tokens: IntArray, positions: IntArray, parents: IntArray | None, alone: bool
     ) -> tuple[list[int], Binding]:
-        """Check a step and those that follow it, and put all that it reads in its place.
+        """Check a step and those that follow it, and put all that it reads in its place but for the positions.
 
         Returns:
             places: ``positions``.
-            graph: to be run.
+            graph: for ``_run``.
         """
         self._check_open()
         _, places, origins = check_step(self._dims, self.limits, tokens=tokens, positions=positions, parents=parents)
         check_steps(self.limits, steps, positions=places)
-        rows, longest = len(places), max(places) + 1
+        rows = len(places)
         if origins is not None:
             self._caches.move(origins, positions=places)
         self._longest_source[0] = self._caches.longest_source(rows)
-        self._longest_target[0] = longest
-        self._caches.keep(rows, tokens=longest + steps - 1)
+        self._caches.keep(rows, tokens=max(places) + steps)
         self._tokens[:rows] = tokens
-        self._positions[:rows] = positions
         if self._bound_layout != self._caches.layout:
             self._bound_step.clear()
             self._bound_layout = self._caches.layout
@@ -242,10 +238,12 @@ class OrtCpuRunner:
 
     def _run(self, graph: Binding, places: list[int]) -> None:
         """Run the step of rows at these places."""
-        self._rows = 0
+        rows, self._rows = len(places), 0
+        self._positions[:rows] = places
+        self._longest_target[0] = max(places) + 1
         self._caches.write_step(places)
         graph.run()
-        self._rows = len(places)
+        self._rows = rows
 
     def _step_buffers(self, rows: int) -> tuple[Arrays, Arrays]:
         layers = self._dims.decoder_layers

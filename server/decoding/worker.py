@@ -256,7 +256,7 @@ class Worker:
     def _collect(self, found: Found) -> dict[Running, Result]:
         """Let the searches choose; what has ended leaves, and is returned: nobody has been told yet."""
         shared, best, top = self._shared, found.best, found.top
-        self._observe_tokens(further_steps=len(best) - 1, seconds=found.seconds)
+        self._observe_tokens(found)
         deciding = self._scheduler.take(best)
         if not deciding:
             return {}
@@ -284,17 +284,17 @@ class Worker:
                 shared.observer.active_changed(shared.active_sequences)
         return leaving
 
-    def _observe_tokens(self, *, further_steps: int, seconds: float) -> None:
-        """Tell of a step, and of further ones that took so long each."""
+    def _observe_tokens(self, found: Found) -> None:
         observer, now = self._shared.observer, self._shared.clock()
-        first_step_at = now - further_steps * seconds
+        further_steps = len(found.best) - 1
+        first_step_at = now - further_steps * found.seconds
         for running in self._begun:
             observer.first_token(first_step_at - running.sequence.submitted_at)
         live = len(self._scheduler.running)
         if others := live - len(self._begun):
             observer.inter_token(first_step_at - self._last_step_at, others)
         if further_steps:
-            observer.inter_token(seconds, live * further_steps)
+            observer.inter_token(found.seconds, live * further_steps)
         self._begun = []
         self._last_step_at = now
 

@@ -14,14 +14,7 @@ import numpy as np
 
 from export.bundle import DecodingDefaults, Manifest
 from export.contract import ModelDimensions
-from export.runners.protocol import (
-    Candidates,
-    FloatArray,
-    IntArray,
-    RunnerError,
-    RunnerLimits,
-    ShapeError,
-)
+from export.runners.protocol import Candidates, FloatArray, IntArray, RunnerError, RunnerLimits, ShapeError
 
 PAD, UNK, START, END = 0, 1, 2, 3
 SUPPRESSED = (PAD, UNK, START)

@@ -20,14 +20,7 @@ from export.runners.gpu.graphs import DeviceGraphs
 from export.runners.gpu.memory import MemoryPlan, check_fits
 from export.runners.gpu.rows import ENCODER_TOKENS, DeviceRows
 from export.runners.gpu.steps import SCRATCH_GRAPHS, Head, Steps
-from export.runners.protocol import (
-    Candidates,
-    FloatArray,
-    IntArray,
-    RunnerError,
-    RunnerLimits,
-    ShapeError,
-)
+from export.runners.protocol import Candidates, FloatArray, IntArray, RunnerError, RunnerLimits, ShapeError
 
 
 @dataclass(eq=False)
@@ -159,17 +152,7 @@ class GpuRunner:
         given, places, origins = check_step(
             self._dims, self.limits, tokens=tokens, positions=positions, parents=parents
         )
-        moved = origins is not None and origins != list(range(len(origins)))
-        before, self._step = self._step, None
-        goes_on = not moved and before is not None and _continues(before, given, places)
-        if goes_on and before is not None and before.ahead is not None:
-            self._step = before.ahead
-            self._step.tokens = given
-            return
-        self._rows.prepare(origins if moved else None, positions=places)
-        step = _Step(given, places, goes_on=goes_on)
-        self._run(step, self._head)
-        self._step = step
+        self._begin(given, places, origins)
 
     def greedy_steps(
         self,
@@ -200,16 +183,20 @@ class GpuRunner:
             ShapeError: as ``step``, or ``steps`` is not from 1 to the places that the longest row has left.
             RunnerError: the device failed.
         """
-        _, places, _ = check_step(self._dims, self.limits, tokens=tokens, positions=positions, parents=parents)
+        del alone
+        self._check_open()
+        given, places, origins = check_step(
+            self._dims, self.limits, tokens=tokens, positions=positions, parents=parents
+        )
         check_steps(self.limits, steps, positions=places)
         best: list[list[int]] = []
         while True:
-            self.step(tokens=tokens, positions=positions, parents=parents, alone=alone)
-            tokens = self.argmax()
-            best.append(tokens.tolist())
+            self._begin(given, places, origins)
+            best.append(self.argmax().tolist())
             if len(best) == steps or end_id in best[-1]:
                 return best
-            positions, parents = positions + 1, None
+            # A list of its own: the other one is the caller's.
+            given, places, origins = best[-1].copy(), [place + 1 for place in places], None
 
     def argmax(self) -> IntArray:
         """Best token of each row of the last step: int64 [rows]; the lowest id where several are equal."""
@@ -261,6 +248,20 @@ class GpuRunner:
             self._rows.close()
             self._graphs.close()
             self._device.close()
+
+    def _begin(self, given: Sequence[int], places: Sequence[int], origins: Sequence[int] | None) -> None:
+        """Run a step of which all has been checked."""
+        moved = origins is not None and origins != list(range(len(origins)))
+        before, self._step = self._step, None
+        goes_on = not moved and before is not None and _continues(before, given, places)
+        if goes_on and before is not None and before.ahead is not None:
+            self._step = before.ahead
+            self._step.tokens = given
+            return
+        self._rows.prepare(origins if moved else None, positions=places)
+        step = _Step(given, places, goes_on=goes_on)
+        self._run(step, self._head)
+        self._step = step
 
     def _run(self, step: _Step, head: Head) -> None:
         """Put a step and the head that reads it into the stream, from what the host knows."""
